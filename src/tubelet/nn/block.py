@@ -1,0 +1,85 @@
+"""The transformer block: the unit of compiling, checkpointing, sharding and freezing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.nn.tokens import Rotation, turn
+
+
+class Attention(nn.Module):
+    """Joint space-time self-attention: fused qkv with bias, scale 1/sqrt(head width), tokens [B, N, D]."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]; ``rotation`` turns queries and keys."""
+        b, n, d = tokens.shape
+        q, k, v = self.qkv(tokens).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if rotation is not None:
+            q, k = turn(q, rotation), turn(k, rotation)
+        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, d]
+        return self.proj(out.transpose(1, 2).reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class Block(nn.Module):
+    """Pre-norm: tokens + attention(norm), then + mlp(norm); LayerNorm eps 1e-6."""
+
+    def __init__(self, dim: int, heads: int, hidden: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, hidden)
+
+    def forward(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        tokens = tokens + self.attn(self.norm1(tokens), rotation)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Fills every Linear and LayerNorm below ``module``: weights truncated normal .02 (cut at +-2), biases 0.
+
+    Source: V-JEPA and V-JEPA 2, papers' code.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02, a=-2.0, b=2.0)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+@torch.no_grad()
+def rescale_residual(blocks: nn.ModuleList) -> None:
+    """Divides the residual branches' last weights of block l (from 1) by sqrt(2l), as V-JEPA 2 does."""
+    for number, block in enumerate(blocks, start=1):
+        assert isinstance(block, Block)
+        block.attn.proj.weight.div_(math.sqrt(2 * number))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * number))

@@ -1,0 +1,144 @@
+"""From pixels to tokens: patches, gathering, and where a token lies (rotary and sin-cos positions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tubelet.types import Grid
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [1 or B, 1, K, head_dim]
+
+
+def patchify(clip: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Cuts clips [B, C, T, H, W] into tubelets [B, N, C*pt*ph*pw], tokens t-major, channels outermost.
+
+    The order within a tubelet is that of a flattened Conv3d kernel, so a convolution with
+    kernel = stride = patch is a Linear on these rows. Raises ValueError where a side does not divide.
+    """
+    b, c, *sides = clip.shape
+    for name, side, p in zip(("frames", "height", "width"), sides, patch, strict=True):
+        if side % p:
+            raise ValueError(f"clip {name} {side} is not a multiple of the patch's {p}; use {side - side % p}")
+    (t, h, w), (pt, ph, pw) = (s // p for s, p in zip(sides, patch, strict=True)), patch
+    clip = clip.reshape(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return clip.reshape(b, t * h * w, c * pt * ph * pw)
+
+
+def unpatchify(patches: Tensor, grid: Grid, patch: tuple[int, int, int]) -> Tensor:
+    """The inverse of `patchify`: [B, N, C*pt*ph*pw] -> [B, C, T, H, W]."""
+    (t, h, w), (pt, ph, pw) = grid, patch
+    b, c = patches.shape[0], patches.shape[-1] // (pt * ph * pw)
+    patches = patches.reshape(b, t, h, w, c, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return patches.reshape(b, c, t * pt, h * ph, w * pw)
+
+
+def gather(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Rows ``ids`` [B, K] of ``tokens`` [B or 1, N, D] -> [B, K, D]."""
+    index = ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+    return tokens.expand(ids.shape[0], -1, -1).gather(1, index)
+
+
+def coordinates(grid: Grid, device: torch.device) -> Tensor:
+    """Integer (t, h, w) of every token, int64 [N, 3]."""
+    ids = torch.arange(grid.n, device=device)
+    return torch.stack((ids // (grid.h * grid.w), ids // grid.w % grid.h, ids % grid.w), dim=-1)
+
+
+class Positions(Protocol):
+    """How tokens learn where they are: something added to them, a rotation of queries and keys, or both."""
+
+    def add(self, grid: Grid, dim: int, device: torch.device) -> Tensor | None:
+        """What is added to the embedded tokens, float32 [1, N, D], or None."""
+        ...
+
+    def rotate(self, grid: Grid, keep: Tensor | None, head_dim: int, device: torch.device) -> Rotation | None:
+        """Cosines and sines for tokens ``keep`` [B, K] (None: all), or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """3-D rotary positions on queries and keys (V-JEPA 2, arXiv 2506.09985).
+
+    Of head_dim d each axis, in the order t, h, w, turns 2*(d//3//2) channels; the rest stays unturned. Pairs are
+    adjacent channels, frequencies base**(-i/(s/2)) for a segment of s channels, angles integer token
+    coordinates times frequency, never rescaled.
+
+    legacy=True reproduces the published V-JEPA 2 weights, whose cosines and sines are tiled while pairs are
+    adjacent, so the two members of a pair turn by different frequencies: not a rotation, and q.k no longer
+    depends on position differences alone.
+    """
+
+    legacy: bool = False
+    base: float = 10000.0
+
+    def add(self, grid: Grid, dim: int, device: torch.device) -> Tensor | None:
+        """Nothing is added."""
+        return None
+
+    def rotate(self, grid: Grid, keep: Tensor | None, head_dim: int, device: torch.device) -> Rotation:
+        """Cosines and sines [1 or B, 1, K, head_dim], float32; unturned channels have cosine 1, sine 0."""
+        segment = 2 * (head_dim // 3 // 2)
+        if segment < 2:
+            raise ValueError(f"rotary positions need a head width of at least 6, not {head_dim}; use fewer heads")
+        half = segment // 2
+        frequency = self.base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+        angle = coordinates(grid, device).unsqueeze(-1) * frequency  # [N, 3, s/2]
+        if self.legacy:
+            angle = angle.repeat(1, 1, 2)
+        else:
+            angle = angle.repeat_interleave(2, dim=-1)
+        angle = torch.nn.functional.pad(angle.flatten(1), (0, head_dim - 3 * segment)).unsqueeze(0)  # [1, N, d]
+        if keep is not None:
+            angle = gather(angle, keep)
+        return angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+
+
+def turn(heads: Tensor, rotation: Rotation) -> Tensor:
+    """Queries or keys [B, heads, K, d] turned by their positions; computed and returned in their dtype."""
+    cos, sin = (part.to(heads.dtype) for part in rotation)
+    partner = torch.stack((-heads[..., 1::2], heads[..., ::2]), dim=-1).flatten(-2)
+    return heads * cos + partner * sin
+
+
+@dataclass(frozen=True)
+class SinCos:
+    """Fixed sines and cosines added to the tokens.
+
+    3-D (V-JEPA, arXiv 2404.08471): each axis, in the order t, h, w, gets 2*ceil(D/6) channels, all sines
+    first, then all cosines; the three are joined and cut to D. flat=True is VideoMAE's table over the
+    flattened token id, sines on even channels, cosines on odd ones. Any frame count and resolution: the
+    table is computed for the grid at hand, indices are never rescaled (ours; V-JEPA interpolates instead).
+    """
+
+    flat: bool = False
+    base: float = 10000.0
+
+    def add(self, grid: Grid, dim: int, device: torch.device) -> Tensor:
+        """The table, float32 [1, N, D]."""
+        if self.flat:
+            channel = torch.arange(dim, device=device) // 2
+            ids = torch.arange(grid.n, device=device, dtype=torch.float64).unsqueeze(-1)
+            angle = ids / self.base ** (2 * channel / dim).double()
+            table = torch.where(torch.arange(dim, device=device) % 2 == 0, angle.sin(), angle.cos())
+            return table.float().unsqueeze(0)
+        width = 2 * -(-dim // 6)
+        frequency = self.base ** (-torch.arange(width // 2, device=device, dtype=torch.float64) / (width / 2))
+        angle = coordinates(grid, device).double().unsqueeze(-1) * frequency  # [N, 3, width/2]
+        return torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :dim].float().unsqueeze(0)
+
+    def rotate(self, grid: Grid, keep: Tensor | None, head_dim: int, device: torch.device) -> Rotation | None:
+        """Nothing is turned."""
+        return None
+
+
+POSITIONS: dict[str, Positions] = {
+    "rotary": Rotary(),
+    "rotary_legacy": Rotary(legacy=True),
+    "sincos": SinCos(),
+    "sincos_flat": SinCos(flat=True),
+}
