@@ -13,24 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tubelet.types import Grid, Mask
-
-
-class MaskSampler(Protocol):
-    """What a method needs of a mask policy."""
-
-    def __call__(self, grid: Grid, batch: int, device: torch.device) -> list[Mask]:
-        """One mask for each kind, for ``batch`` clips of ``grid``."""
-        ...
-
-    def counts(self, grid: Grid) -> list[tuple[int, int]]:
-        """(context, target) tokens of each kind."""
-        ...
 
 
 def _pick(wanted: Tensor, count: int) -> Tensor:
@@ -98,7 +85,9 @@ class TubeMask:
         for _ in range(self.kinds):
             spatial = _split(torch.ones(batch, places, dtype=torch.bool), places - hidden, hidden)
             offset = (torch.arange(grid.t) * places).view(1, -1, 1)
-            context, target = ((ids.unsqueeze(1) + offset).flatten(1) for ids in (spatial.context, spatial.target))
+            context, target = (
+                (ids.unsqueeze(1) + offset).flatten(1) for ids in (spatial.context, spatial.target)
+            )
             masks.append(_to(Mask(context, target), device))
         return masks
 

@@ -7,7 +7,7 @@ tokens, D width, P target width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,25 @@ class Mask:
 
     context: Tensor
     target: Tensor
+
+    def shares(self, grid: Grid, kind: int) -> dict[str, Tensor]:
+        """The shares of all tokens that this mask (number ``kind``) really shows and asks for, to be logged."""
+        return {
+            f"mask/context{kind}": torch.tensor(self.context.shape[1] / grid.n),
+            f"mask/target{kind}": torch.tensor(self.target.shape[1] / grid.n),
+        }
+
+
+class MaskSampler(Protocol):
+    """What a method needs of a mask policy; the policies are in `tubelet.masks`."""
+
+    def __call__(self, grid: Grid, batch: int, device: torch.device) -> list[Mask]:
+        """One mask for each kind, for ``batch`` clips of ``grid``, from torch's global CPU generator."""
+        ...
+
+    def counts(self, grid: Grid) -> list[tuple[int, int]]:
+        """(context, target) tokens of each kind: exact, or expected where they vary."""
+        ...
 
 
 @dataclass(frozen=True)

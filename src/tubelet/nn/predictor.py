@@ -53,10 +53,11 @@ class Predictor(nn.Module):
     def forward(self, context: Tensor, mask: Mask, grid: Grid, kind: int = 0) -> Tensor:
         """Predictions [B, Nt, P] for ``mask.target`` from context tokens [B, Nc, D].
 
-        kind: which mask token stands for the missing tokens. Tokens keep their order context, then target:
+        kind: which mask token stands for the missing tokens; where there are fewer, the last. Tokens keep their order context, then target:
         attention does not see order, and positions come from the ids.
         """
         b, n_target = mask.target.shape
+        kind = min(kind, self.mask_token.num_embeddings - 1)
         kinds = torch.full((b, n_target), kind, dtype=torch.long, device=context.device)
         tokens = torch.cat((self.embedding(context), self.mask_token(kinds).to(context.dtype)), dim=1)
         ids = torch.cat((mask.context, mask.target), dim=1)

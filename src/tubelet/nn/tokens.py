@@ -22,7 +22,9 @@ def patchify(clip: Tensor, patch: tuple[int, int, int]) -> Tensor:
     b, c, *sides = clip.shape
     for name, side, p in zip(("frames", "height", "width"), sides, patch, strict=True):
         if side % p:
-            raise ValueError(f"clip {name} {side} is not a multiple of the patch's {p}; use {side - side % p}")
+            raise ValueError(
+                f"clip {name} {side} is not a multiple of the patch's {p}; use {side - side % p}"
+            )
     (t, h, w), (pt, ph, pw) = (s // p for s, p in zip(sides, patch, strict=True)), patch
     clip = clip.reshape(b, c, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
     return clip.reshape(b, t * h * w, c * pt * ph * pw)
@@ -84,7 +86,9 @@ class Rotary:
         """Cosines and sines [1 or B, 1, K, head_dim], float32; unturned channels have cosine 1, sine 0."""
         segment = 2 * (head_dim // 3 // 2)
         if segment < 2:
-            raise ValueError(f"rotary positions need a head width of at least 6, not {head_dim}; use fewer heads")
+            raise ValueError(
+                f"rotary positions need a head width of at least 6, not {head_dim}; use fewer heads"
+            )
         half = segment // 2
         frequency = self.base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
         angle = coordinates(grid, device).unsqueeze(-1) * frequency  # [N, 3, s/2]
@@ -92,7 +96,9 @@ class Rotary:
             angle = angle.repeat(1, 1, 2)
         else:
             angle = angle.repeat_interleave(2, dim=-1)
-        angle = torch.nn.functional.pad(angle.flatten(1), (0, head_dim - 3 * segment)).unsqueeze(0)  # [1, N, d]
+        angle = torch.nn.functional.pad(angle.flatten(1), (0, head_dim - 3 * segment)).unsqueeze(
+            0
+        )  # [1, N, d]
         if keep is not None:
             angle = gather(angle, keep)
         return angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)

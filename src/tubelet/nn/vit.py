@@ -85,7 +85,9 @@ class ViT(nn.Module):
         """
         wrong = [k for k in which if not 0 <= k <= self.depth]
         if wrong or not which:
-            raise ValueError(f"layers {wrong or 'none'} asked of an encoder that has layers 0 to {self.depth}")
+            raise ValueError(
+                f"layers {wrong or 'none'} asked of an encoder that has layers 0 to {self.depth}"
+            )
         tokens = self.embed(clip, keep)
         rotation = self.rotation(self.grid(clip), keep, clip.device)
         found = {0: tokens}
@@ -130,7 +132,9 @@ def parse_size(model: str) -> Size:
         dim, depth, heads = map(int, parts)
         return Size(dim, depth, heads, 4 * dim)
     known = ", ".join(MODELS)
-    raise ValueError(f'unknown model "{model}"{nearest(model, MODELS)} (known: {known}, or WIDTHxDEPTHxHEADS)')
+    raise ValueError(
+        f'unknown model "{model}"{nearest(model, MODELS)} (known: {known}, or WIDTHxDEPTHxHEADS)'
+    )
 
 
 def build_vit(
