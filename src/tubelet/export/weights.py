@@ -1,0 +1,233 @@
+"""The encoder on disk, and back: `encoder/` holds weights (safetensors) and `encoder.json`, nothing else.
+
+Everything after pretraining names an encoder by a string that `load_encoder` understands: a run folder, its
+``encoder/`` folder, one of its checkpoints, ``random:MODEL`` or ``pixels``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tubelet.errors import UserError, nearest
+from tubelet.files import replace_folder, write_json
+from tubelet.nn.pixels import Pixels
+from tubelet.nn.tokens import POSITIONS
+from tubelet.nn.vit import ViT, build_vit
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The clips an encoder was trained on, and those it is evaluated on unless told otherwise.
+
+    frames: per clip. fps: sampling rate in frames per second, or None: then every ``frame_step``-th frame.
+    crop_size: height and width in pixels. mean, std: per channel, of pixels in [0, 1].
+    """
+
+    frames: int = 16
+    fps: float | None = None
+    frame_step: int = 4
+    crop_size: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder: the model, the clips it expects, what it is called and where it came from.
+
+    digest: a hash of weights and architecture; features cached under it can never be another encoder's.
+    """
+
+    model: ViT | Pixels
+    geometry: Geometry
+    name: str
+    digest: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def digest(model: ViT | Pixels) -> str:
+    """16 hex digits over architecture, names, shapes and bytes of all weights."""
+    seen = hashlib.sha256(json.dumps(_architecture(model), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()[:16]
+
+
+def save_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict[str, Any]) -> None:
+    """Writes ``folder`` whole or not at all: `model.safetensors` (float32) and `encoder.json`.
+
+    An earlier ``folder`` is replaced only once the new one is complete. Raises UserError if the disk is full.
+    """
+    with replace_folder(folder) as new:
+        state = {
+            name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()
+        }
+        write_tensors(new / "model.safetensors", state)
+        about = {
+            "format": FORMAT,
+            "architecture": _architecture(model),
+            "geometry": asdict(geometry),
+            "digest": digest(model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "provenance": provenance,
+        }
+        write_json(new / "encoder.json", about)
+
+
+def load_encoder(spec: str | Path, geometry: Geometry | None = None, which: str | None = None) -> Encoder:
+    """The encoder that ``spec`` names, in eval mode on the CPU.
+
+    spec: a run folder, an ``encoder/`` folder, a checkpoint folder; ``random:MODEL[@SEED]`` for untrained
+    weights; ``pixels`` for the raw-pixel baseline. geometry: overrides what is stored, and is needed by the
+    last two (default: that of `Geometry`). which: of a run with several encoders, the one to load, such as
+    "teacher" or "student" (default: the one its method recommends).
+    Raises UserError if there is nothing to load, if a file is damaged, or if weights do not fit exactly.
+    """
+    text = str(spec)
+    if text == "pixels":
+        return _finish(Pixels(), geometry or Geometry(), "pixels", {})
+    if text.startswith("random:"):
+        return _random(text, geometry or Geometry())
+    folder = _find(Path(spec), which)
+    about = _read_json(folder / "encoder.json")
+    try:
+        model = _build(about["architecture"])
+        stored = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["geometry"].items()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'encoder.json'} is not an encoder of this version: {error!r}") from error
+    _load_exactly(model, folder / "model.safetensors")
+    name = about.get("provenance", {}).get("name", folder.parent.name)
+    return _finish(model, geometry or stored, name, about.get("provenance", {}))
+
+
+def write_tensors(file: Path, state: dict[str, torch.Tensor]) -> None:
+    """safetensors' own writer, its "disk full" turned back into the OSError that it was."""
+    try:
+        save_file(state, file)
+    except SafetensorError as error:
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        raise
+
+
+def _find(path: Path, which: str | None) -> Path:
+    """The folder that holds encoder.json, below a run, a checkpoint, or itself."""
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; an encoder is a run folder, an encoder/ folder, a checkpoint, "
+            f'"random:vit_tiny" or "pixels"'
+        )
+    if (path / "encoder.json").is_file() and which is None:
+        return path
+    root = path.parent if (path / "encoder.json").is_file() else path
+    found = sorted(p.parent.name for p in root.glob("encoder*/encoder.json"))
+    if not found:
+        cure = (
+            "; the run has not finished: name one of its checkpoints"
+            if (path / "checkpoints").is_dir()
+            else ""
+        )
+        raise UserError(f"{path} holds no encoder (no encoder/encoder.json below it){cure}")
+    wanted = "encoder" if which is None else f"encoder-{which}"
+    if wanted not in found:
+        names = [name.removeprefix("encoder-") for name in found if name != "encoder"]
+        main = (
+            _read_json(root / "encoder" / "encoder.json")["provenance"].get("which")
+            if "encoder" in found
+            else None
+        )
+        if which is not None and which == main:
+            return root / "encoder"
+        known = sorted({*names, *([main] if main else [])})
+        raise UserError(
+            f'{path} has no encoder "{which}"{nearest(str(which), known)}; it has: {", ".join(known)}'
+        )
+    return root / wanted
+
+
+def _random(text: str, geometry: Geometry) -> Encoder:
+    model, _, seed = text.removeprefix("random:").partition("@")
+    if seed and not seed.isdigit():
+        raise UserError(f'"{text}": the seed after @ must be a whole number, not "{seed}"')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed or 0))
+        try:
+            built = build_vit(model)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return _finish(built, geometry, text, {"source": "random initialisation"})
+
+
+def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict[str, Any]) -> Encoder:
+    model.requires_grad_(False).eval()
+    return Encoder(model, geometry, name, digest(model), provenance)
+
+
+def _architecture(model: ViT | Pixels) -> dict[str, Any]:
+    if isinstance(model, Pixels):
+        return {"kind": "pixels", "patch": model.patch, "channels": model.channels, "cells": model.cells}
+    positions = next(name for name, value in POSITIONS.items() if value == model.positions)
+    return {
+        "kind": "vit",
+        "dim": model.dim,
+        "depth": model.depth,
+        "heads": model.heads,
+        "hidden": model.hidden,
+        "patch": list(model.patch),
+        "channels": model.channels,
+        "positions": positions,
+    }
+
+
+def _build(about: dict[str, Any]) -> ViT:
+    about = dict(about)
+    if about.pop("kind") != "vit":
+        raise ValueError("only ViT encoders are stored")
+    positions, patch = POSITIONS[about.pop("positions")], tuple(about.pop("patch"))
+    with torch.device("meta"):
+        model = ViT(**about, patch=patch, positions=positions)
+    return model.to_empty(device="cpu")
+
+
+def _load_exactly(model: ViT, file: Path) -> None:
+    """Every tensor of the model from the file, every tensor of the file into the model, or an error."""
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); it is damaged or cut short: copy it again"
+        ) from error
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    surplus = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & state.keys())
+        if state[name].shape != expected[name].shape
+    ]
+    if missing or surplus or shapes:
+        raise UserError(
+            f"{file} does not fit the encoder described beside it: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(surplus)} unexpected {surplus[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+        )
+    model.load_state_dict(state)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); it is damaged: copy it again") from error
