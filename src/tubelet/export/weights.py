@@ -91,21 +91,19 @@ def load_encoder(spec: str | Path, geometry: Geometry | None = None, which: str 
     """The encoder that ``spec`` names, in eval mode on the CPU.
 
     spec: a run folder, an ``encoder/`` folder, a checkpoint folder; ``random:MODEL[@SEED]`` for untrained
-    weights; ``pixels`` for the raw-pixel baseline. geometry: overrides what is stored, and is needed by the
-    last two (default: that of `Geometry`). which: of a run with several encoders, the one to load, such as
+    weights; ``random:RUN[@SEED]`` for untrained weights of that run's architecture and geometry; ``pixels`` or
+    ``pixels:RUN`` for the raw-pixel baseline. geometry: overrides what is stored. which: of a run with several encoders, the one to load, such as
     "teacher" or "student" (default: the one its method recommends).
     Raises UserError if there is nothing to load, if a file is damaged, or if weights do not fit exactly.
     """
     text = str(spec)
-    if text == "pixels":
-        return _finish(Pixels(), geometry or Geometry(), "pixels", {})
-    if text.startswith("random:"):
-        return _random(text, geometry or Geometry())
+    if text.partition(":")[0] in ("random", "pixels"):
+        return _untrained(text, geometry)
     folder = _find(Path(spec), which)
     about = _read_json(folder / "encoder.json")
     try:
         model = _build(about["architecture"])
-        stored = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["geometry"].items()})
+        stored = _stored_geometry(about)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'encoder.json'} is not an encoder of this version: {error!r}") from error
     _load_exactly(model, folder / "model.safetensors")
@@ -158,17 +156,33 @@ def _find(path: Path, which: str | None) -> Path:
     return root / wanted
 
 
-def _random(text: str, geometry: Geometry) -> Encoder:
-    model, _, seed = text.removeprefix("random:").partition("@")
+def _untrained(text: str, geometry: Geometry | None) -> Encoder:
+    """random:MODEL[@SEED], random:RUN[@SEED], pixels, pixels:RUN."""
+    kind, _, rest = text.partition(":")
+    like, _, seed = rest.partition("@")
     if seed and not seed.isdigit():
         raise UserError(f'"{text}": the seed after @ must be a whole number, not "{seed}"')
+    about = None
+    if like and Path(like).is_dir():
+        about = _read_json(_find(Path(like), None) / "encoder.json")
+        geometry = geometry or _stored_geometry(about)
+    if kind == "pixels":
+        if like and about is None:
+            raise UserError(f'"{text}": {like} is no run; write "pixels", or "pixels:" and a run folder')
+        model = Pixels(tuple(about["architecture"]["patch"])) if about else Pixels()
+        return _finish(model, geometry or Geometry(), text, {"source": "raw pixels"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed or 0))
         try:
-            built = build_vit(model)
+            model = _build(about["architecture"]) if about else build_vit(like)
         except ValueError as error:
             raise UserError(str(error)) from error
-    return _finish(built, geometry, text, {"source": "random initialisation"})
+        model.init_weights()
+    return _finish(model, geometry or Geometry(), text, {"source": "random initialisation"})
+
+
+def _stored_geometry(about: dict[str, Any]) -> Geometry:
+    return Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["geometry"].items()})
 
 
 def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict[str, Any]) -> Encoder:
