@@ -70,6 +70,9 @@ class SALT(Method):
         """The student and the predictor."""
         return [self.encoder, self.predictor]
 
+    def after_step(self, moment: Moment) -> None:
+        """Nothing moves but by the optimizer."""
+
     def encoders(self) -> dict[str, ViT]:
         """The student leaves; its teacher is kept beside it for comparison."""
         return {"student": self.encoder, "teacher": self.teacher}

@@ -81,6 +81,9 @@ class VideoMAE(Method):
         """Everything, always."""
         return [self.encoder, self.decoder]
 
+    def after_step(self, moment: Moment) -> None:
+        """Nothing moves but by the optimizer."""
+
     def encoders(self) -> dict[str, ViT]:
         """The encoder; the decoder is thrown away."""
         return {"encoder": self.encoder}
