@@ -36,7 +36,6 @@ class Method(nn.Module, ABC):
     def trainable(self, moment: Moment) -> list[nn.Module]:
         """The modules whose parameters may move now; gradients may be clipped module by module."""
 
-    @abstractmethod
     def after_step(self, moment: Moment) -> None:
         """Called without autograd once the optimizer has stepped: a moving average goes here."""
 

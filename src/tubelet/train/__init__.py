@@ -1,0 +1,1 @@
+"""Training: a loop that knows the contract of a method and no method."""
