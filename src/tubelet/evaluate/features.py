@@ -1,0 +1,533 @@
+"""Features of a frozen encoder, computed once and kept in memory-mapped tables.
+
+A table's folder is named by a hash of everything its numbers depend on: the encoder's weights, the layers, the
+videos (path, size, time of change, start, end), the clip geometry, the views, the pooling. A changed encoder or
+video has another name, so nothing stale is ever read. Rows are written as they come and the folder is renamed
+when all are there; an interrupted extraction goes on where it stopped. Memory holds one batch, never the table.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from tubelet.data import clips, decode
+from tubelet.errors import UserError
+from tubelet.files import sync, write_json
+from tubelet.nn.pixels import Pixels
+from tubelet.nn.vit import ViT
+from tubelet.types import Grid
+
+Pool = Literal["mean", "time", "none"]
+POOLS: tuple[Pool, ...] = ("mean", "time", "none")
+VERSION = 1  # part of every key; raise it when numbers change for the same inputs
+TODO, DONE, UNREADABLE = 0, 1, 2
+COMMIT_EVERY = 2.0  # seconds between flushes to disk: what an interruption can cost
+
+
+class Geometry(Protocol):
+    """The clips that an encoder expects; `tubelet.export.weights.Geometry` has it."""
+
+    @property
+    def frames(self) -> int: ...
+    @property
+    def fps(self) -> float | None: ...
+    @property
+    def frame_step(self) -> int: ...
+    @property
+    def crop_size(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+class Encoder(Protocol):
+    """A loaded encoder; `tubelet.export.weights.load_encoder` returns one."""
+
+    @property
+    def model(self) -> ViT | Pixels: ...
+    @property
+    def geometry(self) -> Any: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class Video(Protocol):
+    """What an extraction needs of a video; `tubelet.data.manifest.Video` has it."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def start(self) -> float | None: ...
+    @property
+    def end(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a video is looked at: ``segments`` clips evenly spaced in time, ``crops`` along the long side.
+
+    One crop: short side shrunk to crop_size * 256/224, centre. Several: short side shrunk to crop_size, evenly
+    spaced from one end of the long side to the other. Source: V-JEPA's evaluation, which also enlarges; ours
+    enlarges a video only where it is smaller than the crop.
+    """
+
+    segments: int = 1
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        if self.segments < 1 or self.crops < 1:
+            raise UserError(f"views need at least 1 segment and 1 crop, not {self.segments} and {self.crops}")
+
+    @property
+    def count(self) -> int:
+        """Clips per video."""
+        return self.segments * self.crops
+
+    def short_side(self, crop_size: int) -> int:
+        """The side to which a video's shorter one is shrunk before cropping."""
+        return crop_size if self.crops > 1 else round(crop_size * 256 / 224)
+
+
+@dataclass(frozen=True)
+class Features:
+    """One table per layer, a row per readable video.
+
+    rows: int64 [n], each row's place in the manifest. tables: layer -> float [videos of the manifest, crops,
+    segments, ...], memory-mapped; what follows is [D] (mean), [t*D] (time) or [N, D] (none). excluded: manifest
+    row -> reason, for videos that could not be read (their table rows are zero).
+    """
+
+    rows: np.ndarray
+    tables: dict[int, np.ndarray]
+    excluded: dict[int, str]
+    folder: Path
+    pool: Pool
+
+    def pooled(self) -> np.ndarray:
+        """float32 [n, layers * width]: views averaged, layers joined. Only for pool "mean" and "time"."""
+        if self.pool == "none":
+            raise ValueError('dense features have no pooled form; extract with pool "mean" or "time"')
+        parts = [np.asarray(t[self.rows], dtype=np.float32).mean(axis=(1, 2)) for t in self.tables.values()]
+        return np.concatenate(parts, axis=1)
+
+    def tokens(self, rows: np.ndarray) -> Tensor:
+        """float32 [len(rows), crops, layers * segments * N, D]: all tokens of the manifest rows ``rows``."""
+        if self.pool != "none":
+            raise ValueError('only pool "none" keeps tokens')
+        order = np.argsort(rows, kind="stable")  # ascending reads of the file, then back
+        parts = []
+        for table in self.tables.values():
+            block = np.empty((len(rows), *table.shape[1:]), np.float32)
+            block[order] = table[rows[order]]
+            parts.append(block.reshape(len(rows), table.shape[1], -1, table.shape[-1]))
+        return torch.from_numpy(np.concatenate(parts, axis=2))
+
+
+def cache_folder(cache: Path | str | None = None) -> Path:
+    """Where features are kept: ``cache``, else $TUBELET_CACHE, else the user's cache folder."""
+    if cache is not None:
+        return Path(cache).expanduser()
+    if named := os.environ.get("TUBELET_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tubelet"
+
+
+def extract(
+    encoder: Encoder,
+    videos: Sequence[Video],
+    *,
+    layers: Sequence[int] | None = None,
+    pool: Pool = "mean",
+    views: Views | None = None,
+    normed: bool = True,
+    cache: Path | str | None = None,
+    batch_size: int = 16,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Features:
+    """Features of ``videos`` at ``layers`` (default: the last), from the cache where it has them.
+
+    pool: "mean" of all tokens; "time": mean over space, time steps joined, which keeps the order of events;
+    "none": all tokens. normed: pass earlier layers through the final norm too, as the papers' probes do (the
+    last layer always is). batch_size: clips through the encoder at once. workers: decoding threads (default:
+    all cores). Pooled features are stored in float32, dense ones in float16.
+    Raises UserError if no video can be read, if features are not finite (naming the clip), if a layer does not
+    exist, if the encoder does not fit RGB clips of its geometry, or if the disk cannot hold the table.
+    """
+    views = views or Views()
+    model, geometry = encoder.model, encoder.geometry
+    wanted = [model.depth] if layers is None else sorted(set(layers))
+    _check(encoder, wanted, pool, len(videos))
+    recipe = _recipe(encoder, videos, wanted, pool, views, normed)
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
+    final = cache_folder(cache) / "features" / key
+    if not final.exists():
+        with _lock(final.with_suffix(".lock")):
+            if not final.exists():
+                job = _Job(encoder, list(videos), wanted, pool, views, normed, batch_size, workers, device)
+                job.run(final.with_suffix(".part"), recipe, progress)
+                os.replace(final.with_suffix(".part"), final)
+                sync(final.parent)
+    return _open(final, wanted, pool)
+
+
+def read_views(video: Video, geometry: Geometry, views: Views) -> Tensor:
+    """Clips of one video, float32 [crops * segments, 3, T, H, W], crops outermost, normalised.
+
+    Raises DecodeError if the video cannot be read.
+    """
+    entry = decode.index(video.path, geometry.fps)
+    first, last = clips.within(entry.times, video.start, video.end)
+    if first == last:
+        span = f"{video.start or 0:g} to {'the end' if video.end is None else f'{video.end:g}'} s"
+        raise decode.DecodeError(video.path, f"no frame between {span}")
+    size, mean, std = geometry.crop_size, _channels(geometry.mean), _channels(geometry.std)
+    segments = []
+    for at in clips.places(views.segments):
+        if geometry.fps is None:
+            frames = clips.by_step(last - first, geometry.frames, geometry.frame_step, at)
+        else:
+            frames = clips.by_fps(entry.times[first:last], geometry.frames, geometry.fps, at)
+        picture = decode.read(video.path, first + frames, views.short_side(size))  # [T, H, W, 3]
+        clip = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255  # [T, 3, H, W]
+        if (short := min(clip.shape[-2:])) < size:
+            larger = [max(size, round(side * size / short)) for side in clip.shape[-2:]]
+            clip = F.interpolate(clip, larger, mode="bilinear", align_corners=False)
+        segments.append((clip.transpose(0, 1) - mean) / std)
+    shown = [[_crop(clip, size, views.crops, i) for clip in segments] for i in range(views.crops)]
+    return torch.stack([clip for row in shown for clip in row])
+
+
+def _channels(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).reshape(3, 1, 1, 1)
+
+
+def _crop(clip: Tensor, size: int, crops: int, number: int) -> Tensor:
+    """Square ``number`` of ``crops`` along the longer side of a clip [C, T, H, W]; the centre along the other."""
+    room = [clip.shape[2] - size, clip.shape[3] - size]
+    place = [side // 2 for side in room]
+    if crops > 1:
+        long = int(room[1] >= room[0])
+        place[long] = round(room[long] * number / (crops - 1))
+    top, left = place
+    return clip[:, :, top : top + size, left : left + size]
+
+
+def pool_tokens(tokens: Tensor, grid: Grid, pool: Pool) -> Tensor:
+    """Tokens [B, N, D] -> [B, D] (mean), [B, t*D] (time) or unchanged (none)."""
+    if pool == "mean":
+        return tokens.mean(dim=1)
+    if pool == "time":
+        return tokens.unflatten(1, (grid.t, grid.h * grid.w)).mean(dim=2).flatten(1)
+    return tokens
+
+
+def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> None:
+    model, geometry = encoder.model, encoder.geometry
+    if pool not in POOLS:
+        raise UserError(f'pool="{pool}" is unknown; use "mean", "time" or "none"')
+    if not count:
+        raise UserError("there are no videos to compute features of")
+    if model.channels != 3:
+        raise UserError(f"{encoder.name} reads {model.channels} channels; videos decode to 3 (RGB)")
+    if wrong := [k for k in layers if not 0 <= k <= model.depth]:
+        raise UserError(f"{encoder.name} has layers 0 to {model.depth}, not {wrong}")
+    for what, side, patch in zip(
+        ("frames", "crop_size", "crop_size"),
+        (geometry.frames, geometry.crop_size, geometry.crop_size),
+        model.patch,
+        strict=True,
+    ):
+        if side % patch:
+            raise UserError(
+                f"{what}={side} is not a multiple of the patch's {patch}; use {side - side % patch}"
+            )
+
+
+def _recipe(
+    encoder: Encoder, videos: Sequence[Video], layers: Sequence[int], pool: str, views: Views, normed: bool
+) -> dict[str, Any]:
+    """Everything the numbers depend on, as JSON; also a record for whoever finds the folder."""
+    geometry = encoder.geometry
+    return {
+        "version": VERSION,
+        "encoder": encoder.digest,
+        "layers": list(layers),
+        "normed": normed,
+        "pool": pool,
+        "views": asdict(views),
+        "geometry": [
+            geometry.frames,
+            geometry.fps,
+            None if geometry.fps else geometry.frame_step,
+            geometry.crop_size,
+            list(geometry.mean),
+            list(geometry.std),
+        ],
+        "videos": [_identity(video) for video in videos],
+    }
+
+
+def _identity(video: Video) -> list[Any]:
+    """Path, size and time of change of a file, or of all files of a folder of frames; what of it is used."""
+    path = Path(video.path)
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    seen = hashlib.sha256()
+    for file in files:
+        state = file.stat() if file.exists() else None
+        seen.update(f"{file.name} {state and state.st_size} {state and state.st_mtime_ns}\n".encode())
+    return [str(path.resolve()), seen.hexdigest()[:16], video.start, video.end]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One extraction of a table at a time, across processes; a killed one leaves no lock behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: two extractions of one table at once are then the user's to avoid
+        yield
+        return
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    path.unlink(missing_ok=True)
+
+
+def _open(folder: Path, layers: Sequence[int], pool: Pool) -> Features:
+    state = np.fromfile(folder / "done", dtype=np.uint8)
+    reasons = {int(row): why for row, why in json.loads((folder / "unreadable.json").read_text()).items()}
+    tables = {k: np.load(folder / f"layer{k:02d}.npy", mmap_mode="r") for k in layers}
+    return Features(np.flatnonzero(state == DONE), tables, reasons, folder, pool)
+
+
+@dataclass
+class _Job:
+    """One extraction, from decoding to the table on disk."""
+
+    encoder: Encoder
+    videos: list[Video]
+    layers: list[int]
+    pool: Pool
+    views: Views
+    normed: bool
+    batch_size: int
+    workers: int | None
+    device: torch.device | str
+
+    def run(self, folder: Path, recipe: dict[str, Any], progress: bool) -> None:
+        """Fills ``folder``; what an interrupted run has put there is kept."""
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._fill(folder, recipe, progress)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"no room left on disk for the features in {folder}; free some space or name another cache "
+                "(TUBELET_CACHE), then run again: what is there is kept"
+            ) from error
+
+    def _fill(self, folder: Path, recipe: dict[str, Any], progress: bool) -> None:
+        shapes = self._shapes()
+        dtype = np.dtype(np.float16 if self.pool == "none" else np.float32)
+        self._check_room(folder, shapes, dtype)
+        state = self._resume(folder, recipe)
+        reasons_file = folder / "unreadable.json"
+        reasons = json.loads(reasons_file.read_text()) if reasons_file.exists() else {}
+        todo = np.flatnonzero(state == TODO)
+        bar = Progress(
+            TextColumn(f"features of {self.encoder.name}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            transient=True,
+            disable=not progress or not len(todo),
+        )
+        files = {
+            k: _create(folder / f"layer{k:02d}.npy", (len(state), *shapes[k]), dtype) for k in self.layers
+        }
+        pending: list[tuple[int, int]] = []
+        told = time.monotonic()
+
+        def commit() -> None:
+            """Rows count as done only once their numbers are on disk."""
+            for handle, _ in files.values():
+                handle.flush()
+                os.fsync(handle.fileno())
+            if reasons:
+                write_json(reasons_file, reasons)
+            for row, value in pending:
+                done.seek(row)
+                done.write(bytes([value]))
+            done.flush()
+            pending.clear()
+
+        try:
+            with bar, (folder / "done").open("r+b") as done:
+                task = bar.add_task("", total=len(state), completed=len(state) - len(todo))
+                for rows, batch in self._batches(todo, reasons):
+                    if rows:
+                        self._write(files, rows, batch, shapes, dtype)
+                    failed = [int(row) for row in reasons if state[int(row)] == TODO]
+                    marks = [(row, DONE) for row in rows] + [(row, UNREADABLE) for row in failed]
+                    for row, value in marks:
+                        state[row] = value
+                    pending += marks
+                    if time.monotonic() - told > COMMIT_EVERY:
+                        commit()
+                        told = time.monotonic()
+                    bar.advance(task, len(marks))
+                commit()
+        finally:
+            for handle, _ in files.values():
+                handle.close()
+        write_json(reasons_file, reasons)
+        if not (state == DONE).any():
+            why = next(iter(reasons.values()))
+            shutil.rmtree(folder)
+            raise UserError(f"none of the {len(state)} videos can be read; the first: {why}")
+        for file in folder.iterdir():
+            sync(file)
+
+    def _shapes(self) -> dict[int, tuple[int, ...]]:
+        """Shape of a video's row in each layer's table: [crops, segments, ...]."""
+        (pt, ph, pw), geometry = self.encoder.model.patch, self.encoder.geometry
+        grid = Grid(geometry.frames // pt, geometry.crop_size // ph, geometry.crop_size // pw)
+        dim = self.encoder.model.dim
+        tail = {"mean": (dim,), "time": (grid.t * dim,), "none": (grid.n, dim)}[self.pool]
+        return {k: (self.views.crops, self.views.segments, *tail) for k in self.layers}
+
+    def _check_room(self, folder: Path, shapes: dict[int, tuple[int, ...]], dtype: np.dtype) -> None:
+        need = sum(math.prod(shape) for shape in shapes.values()) * len(self.videos) * dtype.itemsize
+        have = sum(f.stat().st_blocks * 512 for f in folder.glob("layer*.npy"))
+        free = shutil.disk_usage(folder).free
+        if need - have > free:
+            raise UserError(
+                f"features of {len(self.videos)} videos take {need / 2**30:.1f} GiB, {folder} has "
+                f"{free / 2**30:.1f} GiB left; free some space, or name another cache (TUBELET_CACHE)"
+            )
+
+    def _resume(self, folder: Path, recipe: dict[str, Any]) -> np.ndarray:
+        """uint8 [videos]: what an earlier, interrupted extraction has done."""
+        done = folder / "done"
+        if done.exists() and done.stat().st_size == len(self.videos):
+            return np.fromfile(done, dtype=np.uint8)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        write_json(folder / "about.json", {"name": self.encoder.name, **recipe})
+        done.write_bytes(bytes(len(self.videos)))
+        return np.zeros(len(self.videos), np.uint8)
+
+    def _batches(self, todo: np.ndarray, reasons: dict[str, str]) -> Iterator[tuple[list[int], list[Tensor]]]:
+        """Readable videos in groups of about ``batch_size`` clips, decoded ahead in threads, in order.
+
+        Fills ``reasons`` with the videos that cannot be read; the last group may be empty.
+        """
+        group = max(1, self.batch_size // self.views.count)
+        workers = self.workers or os.cpu_count() or 1
+        waiting: deque[tuple[int, Future[Tensor]]] = deque()
+        rows: list[int] = []
+        batch: list[Tensor] = []
+        with ThreadPoolExecutor(workers) as pool:
+            ahead = iter(todo.tolist())
+            try:
+                while True:
+                    while len(waiting) < group + workers and (row := next(ahead, None)) is not None:
+                        read = pool.submit(read_views, self.videos[row], self.encoder.geometry, self.views)
+                        waiting.append((row, read))
+                    if not waiting:
+                        break
+                    row, read = waiting.popleft()
+                    try:
+                        batch.append(read.result())
+                        rows.append(row)
+                    except decode.DecodeError as error:
+                        reasons[str(row)] = str(error)
+                    if len(rows) == group:
+                        yield rows, batch
+                        rows, batch = [], []
+            finally:
+                pool.shutdown(cancel_futures=True)
+        yield rows, batch
+
+    @torch.no_grad()
+    def _write(
+        self,
+        files: dict[int, tuple[BinaryIO, int]],
+        rows: list[int],
+        batch: list[Tensor],
+        shapes: dict[int, tuple[int, ...]],
+        dtype: np.dtype,
+    ) -> None:
+        model = self.encoder.model
+        model.eval().to(self.device)
+        clip = torch.cat(batch).to(self.device)
+        grid = model.grid(clip)
+        found: dict[int, list[Tensor]] = {k: [] for k in self.layers}
+        for part in clip.split(self.batch_size):  # one video with many views is more than a batch
+            for k, tokens in self._layers(part).items():
+                found[k].append(pool_tokens(tokens.float(), grid, self.pool))
+        for k, parts in found.items():
+            values = torch.cat(parts).cpu().numpy().astype(dtype).reshape(len(rows), *shapes[k])
+            finite = np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
+            if not finite.all():
+                bad = self.videos[rows[int(np.flatnonzero(~finite)[0])]].path
+                raise UserError(
+                    f"{self.encoder.name} gives features at layer {k} of {bad} that are not finite numbers "
+                    f"in {dtype}; its weights are damaged or its training diverged: use an earlier checkpoint"
+                )
+            handle, start = files[k]
+            size = math.prod(shapes[k]) * dtype.itemsize
+            for row, value in zip(rows, values, strict=True):
+                handle.seek(start + row * size)
+                handle.write(value.tobytes())
+
+    def _layers(self, clip: Tensor) -> dict[int, Tensor]:
+        """The last layer is always the final normed one; earlier ones as ``normed`` says."""
+        model, last = self.encoder.model, self.encoder.model.depth
+        if self.normed or last not in self.layers:
+            return model.layers(clip, self.layers, normed=self.normed)
+        found = model.layers(clip, self.layers, normed=False)
+        return {**found, last: model.norm(found[last])}
+
+
+def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[BinaryIO, int]:
+    """An open .npy file of that shape and where its numbers start; one that is there is kept.
+
+    Rows are written with plain writes, not through a memory map: on a full disk a write raises an error, a map
+    kills the process.
+    """
+    if not path.exists():
+        with path.open("wb") as handle:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(handle, header)
+            handle.truncate(handle.tell() + math.prod(shape) * dtype.itemsize)
+    handle = path.open("r+b")
+    np.lib.format.read_magic(handle)
+    np.lib.format.read_array_header_1_0(handle)
+    return handle, handle.tell()
