@@ -1,0 +1,205 @@
+"""Small line and dot charts as inline SVG that follows the page's light or dark colours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+# Okabe and Ito's colours, told apart by people who do not see red or green; dashes tell them apart in grey.
+# The values themselves are CSS variables: matplotlib draws with the stand-ins, which are replaced in its SVG.
+_COLOURS = [f"#0a0b{place:02x}" for place in range(1, 8)]
+_DASHES = ["-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)), "-", (0, (5, 1.6)), (0, (1.4, 1.4))]
+_MARKS = [("o", "●"), ("s", "■"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("<", "◀"), (">", "▶")]
+_INK, _SOFT, _LINE = "#0a0c01", "#0a0c02", "#0a0c03"
+_REPLACE = {_INK: "var(--ink)", _SOFT: "var(--soft)", _LINE: "var(--line)"} | {
+    colour: f"var(--c{place})" for place, colour in enumerate(_COLOURS, 1)
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tubelet",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _SOFT,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "text.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+}
+_POINTS = 300  # more than a panel has pixels for
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named series. x, y: equally long; values that are not finite are left out, as a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    sd: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart: lines over a common x. ``level`` draws a horizontal reference with its name."""
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str = "step"
+    log: bool = False
+    level: tuple[str, float] | None = None
+    marks: Sequence[tuple[str, float]] = field(default=())
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One small chart of scores: a row per name, a dot at each mean, a bar of one sd to both sides.
+
+    series: name of the series -> (name of the row -> (mean, sd)). chance: a level to compare with.
+    """
+
+    title: str
+    series: dict[str, dict[str, tuple[float, float]]]
+    chance: float | None = None
+
+
+def draw_panels(panels: Sequence[Panel | Dots]) -> str:
+    """The panels side by side, with one legend for all the names in them."""
+    names: list[str] = []
+    for panel in panels:
+        for name in panel.series if isinstance(panel, Dots) else [line.name for line in panel.lines]:
+            if name not in names:
+                names.append(name)
+    assert len(names) <= len(_COLOURS), f"{len(names)} lines in one figure, {len(_COLOURS)} colours"
+    style = {name: place for place, name in enumerate(names)}
+    dots = any(isinstance(panel, Dots) for panel in panels)
+    legend = "".join(f"<li>{_swatch(style[name], dots)}{escape(name)}</li>" for name in names)
+    width = 3.4 if len(panels) > 2 else 5.0  # inches, as drawn three or two in a row
+    drawn = "".join(
+        f'<div class="panel"><h3>{escape(panel.title)}</h3>{_draw(panel, style, width)}</div>'
+        for panel in panels
+    )
+    above = f'<ul class="legend">{legend}</ul>' if len(names) > 1 else ""
+    return f'{above}<div class="panels">{drawn}</div>'
+
+
+def thin(line: Line, points: int = _POINTS) -> Line:
+    """The line with at most ``points`` points, each the mean of equally many neighbours."""
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    whole = np.isfinite(y)
+    x, y = x[whole], y[whole]
+    if len(x) <= points or line.sd is not None:
+        return Line(line.name, x.tolist(), y.tolist(), line.sd)
+    edges = np.linspace(0, len(x), points + 1).astype(int)
+    bins = list(pairwise(edges))
+    return Line(line.name, [x[a:b].mean() for a, b in bins], [y[a:b].mean() for a, b in bins])
+
+
+def _draw(panel: Panel | Dots, style: dict[str, int], width: float) -> str:
+    with rc_context(_STYLE):
+        height = 0.2 + 0.5 * width if isinstance(panel, Panel) else 0.75 + 0.32 * len(_row_names(panel))
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        if isinstance(panel, Dots):
+            _dots(axes, panel, style)
+        else:
+            _lines(axes, panel, style)
+        axes.tick_params(length=0, pad=4)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for stand_in, variable in _REPLACE.items():
+        svg = svg.replace(stand_in, variable)
+    # Matplotlib names a font of its own; the page's is better and always there.
+    svg = svg.replace("'DejaVu Sans'", "inherit")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(panel.title)}" ', 1)
+
+
+def _lines(axes: Axes, panel: Panel, style: dict[str, int]) -> None:
+    for raw in panel.lines:
+        line = thin(raw)
+        place = style[line.name]
+        single = {"marker": "o", "markersize": 3} if len(line.x) == 1 else {}
+        axes.plot(line.x, line.y, color=_COLOURS[place], linestyle=_DASHES[place], linewidth=1.5, **single)
+        if line.sd is not None:
+            low, high = np.subtract(line.y, line.sd), np.add(line.y, line.sd)
+            axes.fill_between(line.x, low, high, color=_COLOURS[place], alpha=0.15, linewidth=0)
+    if panel.log:
+        axes.set_yscale("log")
+    if panel.level is not None:
+        name, value = panel.level
+        axes.axhline(value, color=_SOFT, linewidth=0.9, linestyle=(0, (2, 2)))
+        axes.annotate(
+            name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_SOFT
+        )
+    for name, x in panel.marks:
+        axes.axvline(x, color=_SOFT, linewidth=0.9)
+        axes.annotate(name, (x, 1), xycoords=("data", "axes fraction"), ha="left", va="top", color=_SOFT)
+    axes.set_xlabel(panel.x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=panel.x_label == "step"))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(axis="y")
+
+
+def _row_names(panel: Dots) -> list[str]:
+    return list(dict.fromkeys(row for scores in panel.series.values() for row in scores))
+
+
+def _dots(axes: Axes, panel: Dots, style: dict[str, int]) -> None:
+    rows = _row_names(panel)
+    for turn, (name, scores) in enumerate(panel.series.items()):
+        place = style[name]
+        shift = 0.16 * (turn - (len(panel.series) - 1) / 2)
+        for row, (mean, sd) in scores.items():
+            axes.errorbar(
+                mean,
+                len(rows) - 1 - rows.index(row) - shift,
+                xerr=sd,
+                fmt=_MARKS[place][0],
+                color=_COLOURS[place],
+                markersize=4.5,
+                linewidth=1.3,
+            )
+    if panel.chance is not None:
+        axes.axvline(panel.chance, color=_SOFT, linewidth=0.9, linestyle=(0, (2, 2)))
+        axes.annotate(
+            "chance",
+            (panel.chance, 1),
+            xycoords=("data", "axes fraction"),
+            ha="left",
+            va="bottom",
+            color=_SOFT,
+            xytext=(2, 1),
+            textcoords="offset points",
+        )
+    axes.set_yticks(range(len(rows)), rows[::-1])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", labelcolor=_INK)
+
+
+def _swatch(place: int, dots: bool) -> str:
+    """A legend's sign: a piece of the line, or the dots' shape."""
+    colour = f"var(--c{place + 1})"
+    if dots:
+        return f'<b class="mark" style="color: {colour}">{_MARKS[place][1]}</b>'
+    dashes = _DASHES[place]
+    lengths = [] if isinstance(dashes, str) else [f"{2 * length:g}" for length in dashes[1]]
+    array = f' stroke-dasharray="{" ".join(lengths)}"' if lengths else ""
+    line = f'<line x1="0" y1="4" x2="26" y2="4" stroke="{colour}" stroke-width="2.2"{array}/>'
+    return f'<svg width="26" height="8">{line}</svg>'

@@ -1,0 +1,54 @@
+"""Clips as pictures: some frames side by side in one PNG, carried inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.image import imsave
+
+
+class Strip(NamedTuple):
+    """A clip with its ``label`` and a ``note`` under it. clip: uint8 [T, H, W, 3]."""
+
+    label: str
+    clip: np.ndarray
+    note: str = ""
+
+
+def strip_picture(clip: np.ndarray, frames: int = 8, gap: int = 2) -> np.ndarray:
+    """At most ``frames`` frames, evenly spread over the clip, side by side: uint8 [H, W', 4].
+
+    The gaps between frames are transparent, so that they take the colour of the page.
+    Raises ValueError for anything but uint8 [T, H, W, 3].
+    """
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
+        raise ValueError(f"a filmstrip needs uint8 [T, H, W, 3], got {clip.dtype} {list(clip.shape)}")
+    total, height, width, _ = clip.shape
+    chosen = np.linspace(0, total - 1, min(frames, total)).round().astype(int)
+    picture = np.zeros((height, len(chosen) * (width + gap) - gap, 4), np.uint8)
+    for place, frame in enumerate(chosen):
+        left = place * (width + gap)
+        picture[:, left : left + width, :3] = clip[frame]
+        picture[:, left : left + width, 3] = 255
+    return picture
+
+
+def draw_strips(strips: Sequence[Strip]) -> str:
+    """One row per strip: its label on the left, its frames on the right."""
+    rows = [
+        f"<span><b>{escape(strip.label)}</b>{escape(strip.note)}</span>"
+        f'<img alt="{escape(f"frames of {strip.label} {strip.note}".strip())}" src="{_png(strip.clip)}">'
+        for strip in strips
+    ]
+    return f'<div class="strips">{"".join(rows)}</div>'
+
+
+def _png(clip: np.ndarray) -> str:
+    file = io.BytesIO()
+    imsave(file, strip_picture(clip), format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
