@@ -179,7 +179,7 @@ def extract(
     exist, if the encoder does not fit RGB clips of its geometry, or if the disk cannot hold the table.
     """
     views = views or Views()
-    model, geometry = encoder.model, encoder.geometry
+    model = encoder.model
     wanted = [model.depth] if layers is None else sorted(set(layers))
     _check(encoder, wanted, pool, len(videos))
     recipe = _recipe(encoder, videos, wanted, pool, views, normed)
