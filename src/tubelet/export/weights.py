@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tubelet.errors import UserError, nearest
 from tubelet.files import replace_folder, write_json
 from tubelet.nn.pixels import Pixels
-from tubelet.nn.tokens import POSITIONS
+from tubelet.nn.tokens import build_positions, name_positions
 from tubelet.nn.vit import ViT, build_vit
 
 FORMAT = 1
@@ -193,7 +193,7 @@ def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict
 def _architecture(model: ViT | Pixels) -> dict[str, Any]:
     if isinstance(model, Pixels):
         return {"kind": "pixels", "patch": model.patch, "channels": model.channels, "cells": model.cells}
-    positions = next(name for name, value in POSITIONS.items() if value == model.positions)
+    positions, base = name_positions(model.positions)
     return {
         "kind": "vit",
         "dim": model.dim,
@@ -203,6 +203,8 @@ def _architecture(model: ViT | Pixels) -> dict[str, Any]:
         "patch": list(model.patch),
         "channels": model.channels,
         "positions": positions,
+        "positions_base": base,
+        "init_std": model.init_std,
     }
 
 
@@ -210,7 +212,8 @@ def _build(about: dict[str, Any]) -> ViT:
     about = dict(about)
     if about.pop("kind") != "vit":
         raise ValueError("only ViT encoders are stored")
-    positions, patch = POSITIONS[about.pop("positions")], tuple(about.pop("patch"))
+    positions = build_positions(about.pop("positions"), about.pop("positions_base"))
+    patch = tuple(about.pop("patch"))
     with torch.device("meta"):
         model = ViT(**about, patch=patch, positions=positions)
     return model.to_empty(device="cpu")

@@ -61,14 +61,14 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-def init_weights(module: nn.Module) -> None:
-    """Fills every Linear and LayerNorm below ``module``: weights truncated normal .02 (cut at +-2), biases 0.
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
+    """Fills every Linear and LayerNorm below ``module``: weights truncated normal (cut at +-2), biases 0.
 
-    Source: V-JEPA and V-JEPA 2, papers' code.
+    std: .02 in V-JEPA and V-JEPA 2, at widths of 1024 and more.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02, a=-2.0, b=2.0)
+            nn.init.trunc_normal_(part.weight, std=std, a=-2.0, b=2.0)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:

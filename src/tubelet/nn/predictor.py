@@ -16,7 +16,7 @@ class Predictor(nn.Module):
     context_dim: width of the encoder. dim, depth, heads: of its own blocks. target_dim: width P of what is
     predicted (a teacher's width, or the pixels of a tubelet). mask_tokens: how many learned mask tokens, one
     for each kind of mask (V-JEPA) or one shared. mask_std: 0 starts them at zero (V-JEPA), else a truncated
-    normal of that width (VideoMAE: .02). Source: V-JEPA, V-JEPA 2; VideoMAE's decoder has the same form.
+    normal of that width (VideoMAE: .02). init_std: width of the weights' first draw. Source: V-JEPA, V-JEPA 2; VideoMAE's decoder has the same form.
     """
 
     def __init__(
@@ -29,10 +29,11 @@ class Predictor(nn.Module):
         mask_tokens: int = 1,
         mask_std: float = 0.0,
         positions: Positions | None = None,
+        init_std: float = 0.02,
     ):
         super().__init__()
         self.context_dim, self.dim, self.depth, self.heads = context_dim, dim, depth, heads
-        self.target_dim, self.mask_std = target_dim, mask_std
+        self.target_dim, self.mask_std, self.init_std = target_dim, mask_std, init_std
         self.positions = Rotary() if positions is None else positions
         self.embedding = nn.Linear(context_dim, dim)
         self.mask_token = nn.Embedding(mask_tokens, dim)  # an Embedding copies: a view would break sharding
@@ -43,7 +44,7 @@ class Predictor(nn.Module):
 
     def init_weights(self) -> None:
         """(Re)draws every weight from torch's global generator."""
-        init_weights(self)
+        init_weights(self, self.init_std)
         rescale_residual(self.blocks)
         if self.mask_std:
             nn.init.trunc_normal_(self.mask_token.weight, std=self.mask_std, a=-2.0, b=2.0)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tubelet.errors import nearest
 from tubelet.types import Grid
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [1 or B, 1, K, head_dim]
@@ -142,9 +143,23 @@ class SinCos:
         return None
 
 
-POSITIONS: dict[str, Positions] = {
-    "rotary": Rotary(),
-    "rotary_legacy": Rotary(legacy=True),
-    "sincos": SinCos(),
-    "sincos_flat": SinCos(flat=True),
-}
+POSITIONS = ("rotary", "rotary_legacy", "sincos", "sincos_flat")
+
+
+def build_positions(name: str, base: float = 10000.0) -> Positions:
+    """The positions of that name (one of `POSITIONS`); raises ValueError for another."""
+    if name not in POSITIONS:
+        raise ValueError(
+            f'unknown positions "{name}"{nearest(name, POSITIONS)} (there are: {", ".join(POSITIONS)})'
+        )
+    if name.startswith("rotary"):
+        return Rotary(legacy=name == "rotary_legacy", base=base)
+    return SinCos(flat=name == "sincos_flat", base=base)
+
+
+def name_positions(positions: Positions) -> tuple[str, float]:
+    """Name and base that `build_positions` makes these from."""
+    if isinstance(positions, Rotary):
+        return "rotary_legacy" if positions.legacy else "rotary", positions.base
+    assert isinstance(positions, SinCos), f"{positions} has no name"
+    return "sincos_flat" if positions.flat else "sincos", positions.base

@@ -20,6 +20,7 @@ class ViT(nn.Module):
     dim: width D. depth: number of blocks. heads: attention heads. hidden: width of the MLP (default 4*dim).
     patch: frames, height and width of a tubelet in pixels. channels: of the clip. positions: see
     `tubelet.nn.tokens`; the rotary ones need no table, so any frame count and resolution works.
+    init_std: width of the weights' first draw; the papers' .02 is for widths of 1024 and more.
     """
 
     def __init__(
@@ -31,11 +32,12 @@ class ViT(nn.Module):
         patch: tuple[int, int, int] = (2, 16, 16),
         channels: int = 3,
         positions: Positions | None = None,
+        init_std: float = 0.02,
     ):
         super().__init__()
         self.dim, self.depth, self.heads = dim, depth, heads
         self.hidden = 4 * dim if hidden is None else hidden
-        self.patch, self.channels = patch, channels
+        self.patch, self.channels, self.init_std = patch, channels, init_std
         self.positions = Rotary() if positions is None else positions
         self.embedding = nn.Linear(channels * patch[0] * patch[1] * patch[2], dim)
         self.blocks = nn.ModuleList(Block(dim, heads, self.hidden) for _ in range(depth))
@@ -44,7 +46,7 @@ class ViT(nn.Module):
 
     def init_weights(self) -> None:
         """(Re)draws every weight from torch's global generator."""
-        init_weights(self)
+        init_weights(self, self.init_std)
         rescale_residual(self.blocks)
 
     def grid(self, clip: Tensor) -> Grid:
@@ -142,7 +144,8 @@ def build_vit(
     patch: tuple[int, int, int] = (2, 16, 16),
     channels: int = 3,
     positions: Positions | None = None,
+    init_std: float = 0.02,
 ) -> ViT:
     """A randomly initialised encoder of a named size; raises ValueError for an unknown one."""
     size = parse_size(model)
-    return ViT(size.dim, size.depth, size.heads, size.hidden, patch, channels, positions)
+    return ViT(size.dim, size.depth, size.heads, size.hidden, patch, channels, positions, init_std)

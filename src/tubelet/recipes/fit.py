@@ -20,7 +20,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -59,7 +59,7 @@ class Paper:
     clip_per: Literal["all", "module"] = "all"
     clip_from: int = 0
     momentum: tuple[float, float] | None = None
-    flip: float = 0.5
+    positions: str = "rotary"
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,17 @@ def fit(
     device: torch.device,
     step_flops: Callable[[str, int], float],
     flops_per_s: Callable[[], float] | None = None,
+    share: float = 1.0,
+    known_steps: int | None = None,
 ) -> Fit:
     """Resolves every knob that was left open.
 
     step_flops(model, crop_size): FLOPs of one clip in training. flops_per_s: what the machine sustains
-    (measured if not given); asked for only where the time plan decides.
+    (measured if not given); asked for only if steps are open. share: of the steps, for one stage of several.
+    known_steps: of a run that is resumed, already shared out.
     """
     if knobs.schedule == "paper":
-        return _to_the_letter(paper, knobs, footage)
+        return _to_the_letter(paper, knobs, footage, share)
     why: dict[str, str] = {}
     on_cpu = device.type == "cpu"
 
@@ -174,6 +177,18 @@ def fit(
     )
 
 
+def init_std(knobs: Knobs, model: str) -> float:
+    """The paper's .02, which belongs to widths of 1024 and more; narrower encoders start larger, as 1/sqrt(width).
+
+    With .02 a narrow encoder sits on a plateau for its first thousand steps (ours; docs/log.md has the trials).
+    """
+    if knobs.init_std is not None:
+        return knobs.init_std
+    if knobs.schedule == "paper":
+        return 0.02
+    return 0.02 * max(1.0, math.sqrt(1024 / parse_size(model).dim))
+
+
 def measure_flops_per_s(device: torch.device) -> float:
     """Multiply-adds (counted as 2) that this machine sustains in a transformer's matrices, fp32 on CPU.
 
@@ -191,8 +206,9 @@ def measure_flops_per_s(device: torch.device) -> float:
     return 0.5 * done * 2 * 1024 * 384 * 1536 / elapsed
 
 
-def _to_the_letter(paper: Paper, knobs: Knobs, footage: Footage) -> Fit:
-    steps, model = knobs.steps or paper.steps, knobs.model or paper.model
+def _to_the_letter(paper: Paper, knobs: Knobs, footage: Footage, share: float) -> Fit:
+    model = knobs.model or paper.model
+    steps = max(1, round(knobs.steps * share)) if knobs.steps else paper.steps
     fps = knobs.fps if knobs.fps is not None or knobs.frame_step is not None else paper.fps
     frame_step = None if fps else knobs.frame_step or paper.frame_step
     warmup = paper.warmup if knobs.warmup is None else knobs.warmup
@@ -295,8 +311,3 @@ def _horizon(momentum: float, share: float) -> float:
 
 def _given(value: object) -> str:
     return "given" if value is not None else ""
-
-
-def with_steps(paper: Paper, share: float) -> Paper:
-    """The same recipe over ``share`` of its steps, warm-up and all, as SALT's split between stages asks."""
-    return replace(paper, steps=round(paper.steps * share))

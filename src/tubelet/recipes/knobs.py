@@ -35,8 +35,15 @@ class Knobs:
     crop_size: int | None = knob(None, "height and width of a clip in pixels")
     patch_size: int = knob(16, "height and width of a token in pixels")
     tubelet_size: int = knob(2, "frames of a token")
-    positions: Literal["rotary", "rotary_legacy", "sincos", "sincos_flat"] = knob(
-        "rotary", "how tokens know where they are; rotary_legacy for published V-JEPA 2 weights"
+    positions: Literal["rotary", "rotary_legacy", "sincos", "sincos_flat"] | None = knob(
+        None,
+        "how tokens know where they are (default: the paper's; rotary_legacy: as published V-JEPA 2 weights)",
+    )
+    positions_base: float = knob(
+        10000.0, "longest wave of the positions; a small grid learns sooner with less"
+    )
+    init_std: float | None = knob(
+        None, "width of the first weights (default: .02 at 1024 wide, growing as 1/sqrt(width))"
     )
     mask: Literal["multiblock", "tube", "random"] | None = knob(None, "what is hidden (default: the paper's)")
     mask_ratio: float | None = knob(None, "share of tokens hidden by tube and random masks")
@@ -49,7 +56,9 @@ class Knobs:
     warmup: int | None = knob(None, "steps until the peak learning rate")
     weight_decay: float | None = knob(None, "constant weight decay (default: the paper's schedule)")
     clip: float | None = knob(None, "largest gradient norm (default: the paper's; inf for none)")
-    flip: float = knob(0.5, "probability of a horizontal flip; 0 where left and right differ in meaning")
+    flip: float | None = knob(
+        None, "probability of a horizontal flip; 0 where left and right differ in meaning"
+    )
     min_area: float = knob(0.3, "smallest share of the picture that a random crop covers")
     clips_per_video: int = knob(1, "clips cut from a video each time that it is read")
     max_replaced: float = knob(0.05, "stop when more than this share of clips cannot be read")
@@ -92,13 +101,14 @@ class Knobs:
         ):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
-        for name in ("fps", "lr", "clip"):
+        for name in ("fps", "lr", "clip", "positions_base", "init_std"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}={value}: must be above 0")
-        for name in ("flip", "context_frames", "min_area", "max_replaced"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
+        for name in ("flip", "context_frames", "min_area", "max_replaced", "mask_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name}={value}: must lie between 0 and 1")
         if self.frames % self.tubelet_size:
             raise UserError(
                 f"frames={self.frames} does not divide into tubelets of {self.tubelet_size} frames; "

@@ -1,0 +1,205 @@
+"""The command line: one command per thing a person wants, options named like the Python arguments."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from tubelet.errors import UserError, nearest
+
+USER_ERROR = 2  # the exit code of whatever the user can mend
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that names the nearest option and never guesses at abbreviations."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(
+            *args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
+        )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but an option that is not known ends the program here, with the nearest named."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and not isinstance(unknown[0], str):
+            return found, unknown
+        options = [word for word in unknown if word.startswith("--")]
+        if options:
+            word = options[0].partition("=")[0]
+            known = [o for o in self._option_string_actions if o.startswith("--")]
+            self.error(f"unknown option {word}{nearest(word.replace('_', '-'), known)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and where to read on; exit code 2."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 the user's mistake, 128+n stopped by signal n."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = Parser(prog="tubelet", description=__doc__, epilog="tubelet COMMAND --help tells more.")
+        commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+        for name, (add, _) in COMMANDS.items():
+            add(commands, name)
+        if not words:
+            parser.print_help()
+            return 0
+        if words[0] == "pretrain" and len(words) > 1 and not words[1].startswith("-"):
+            return _pretrain(words[1], words[2:])
+        chosen = parser.parse_args(words)
+        if chosen.command is None:
+            parser.error("no command given")
+        return COMMANDS[chosen.command][1](chosen)
+    except UserError as error:
+        print(f"tubelet: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _add_doctor(commands: Any, name: str) -> None:
+    commands.add_parser(name, help="what this machine has, what is missing, and the command that mends it")
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from tubelet.doctor import doctor, print_checks
+
+    return print_checks(doctor())
+
+
+def _add_scan(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="read every video once: manifest and a verdict per file")
+    parser.add_argument("data", metavar="DATA", help="folder of videos, list file or manifest")
+    parser.add_argument("--out", default="manifest.csv", help="manifest to write (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    parser.add_argument(
+        "--timeout", type=float, default=None, help="seconds without progress before a file is given up"
+    )
+
+
+def _scan(chosen: argparse.Namespace) -> int:
+    from tubelet.data.scan import scan
+
+    options = {} if chosen.timeout is None else {"timeout": chosen.timeout}
+    scan(chosen.data, chosen.out, workers=chosen.workers, **options)
+    return 0
+
+
+def _add_pretrain(commands: Any, name: str) -> None:
+    from tubelet.recipes import RECIPES
+
+    commands.add_parser(
+        name,
+        help="train an encoder: tubelet pretrain RECIPE --data DATA --out RUN",
+        description="tubelet pretrain RECIPE --help lists a recipe's knobs.\n\n"
+        + "\n".join(f"  {n:14} {(inspect.getdoc(f) or '').splitlines()[0]}" for n, f in RECIPES.items()),
+    )
+
+
+def _no_recipe(chosen: argparse.Namespace) -> int:
+    from tubelet.recipes import RECIPES
+
+    raise UserError(f"no recipe given; there are: {', '.join(RECIPES)}")
+
+
+def _pretrain(recipe: str, words: Sequence[str]) -> int:
+    """Options are made from the recipe's own parameters, so they can never disagree with them."""
+    from tubelet.recipes import find_recipe, own_knobs, run_recipe
+    from tubelet.recipes.knobs import about_knobs
+
+    parser = Parser(prog=f"tubelet pretrain {recipe}", description=inspect.getdoc(find_recipe(recipe)))
+    for name, (kind, default, about) in about_knobs().items():
+        _add_knob(parser, name, kind, default, about)
+    own = parser.add_argument_group(f"knobs of {recipe}")
+    for name, (kind, default) in own_knobs(recipe).items():
+        _add_knob(own, name, kind, default, "see above")
+    given = {
+        name: value for name, value in vars(parser.parse_args(list(words))).items() if value is not _ABSENT
+    }
+    run_recipe(recipe, **given)
+    return 0
+
+
+_ABSENT = object()
+
+
+def _add_knob(parser: Any, name: str, kind: Any, default: Any, about: str) -> None:
+    option = "--" + name.replace("_", "-")
+    if default not in (None, "", False):
+        about = f"{about} (default: {default})"
+    about = about.replace("%", "%%")
+    if kind is bool and default is False:
+        parser.add_argument(option, action="store_const", const=True, default=_ABSENT, help=about, dest=name)
+    elif kind is bool:
+        parser.add_argument(
+            option, action=argparse.BooleanOptionalAction, default=_ABSENT, help=about, dest=name
+        )
+    else:
+        reader, settings = _reader(kind)
+        parser.add_argument(option, type=reader, default=_ABSENT, help=about, dest=name, **settings)
+
+
+def _reader(kind: Any) -> tuple[Callable[[str], Any], dict[str, Any]]:
+    """How a knob's type reads a word: int, float, str, a choice, or a pair written 0.9,1."""
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(k for k in get_args(kind) if k is not type(None))
+    if get_origin(kind) is Literal:
+        return str, {"choices": get_args(kind)}
+    if get_origin(kind) is tuple:
+        return _pair, {"metavar": "A,B"}
+    assert kind in (int, float, str), f"a knob of type {kind} has no reader"
+    return kind, {"metavar": kind.__name__.upper()}
+
+
+def _pair(word: str) -> tuple[float, ...]:
+    numbers = tuple(float(part) for part in word.split(","))
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f'"{word}" is not two numbers with a comma between')
+    return numbers
+
+
+def _add_probe(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="frozen evaluation of an encoder on labelled videos")
+    parser.add_argument(
+        "encoder",
+        metavar="ENCODER",
+        help="run folder, encoder/ folder, checkpoint, random:vit_tiny, random:RUN, pixels or pixels:RUN",
+    )
+    parser.add_argument("--data", required=True, help="labelled manifest, list or class-per-folder")
+    parser.add_argument("--kind", choices=("linear", "knn", "attentive"), default="linear")
+
+
+def _probe(chosen: argparse.Namespace) -> int:
+    return 0
+
+
+def _add_demo(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="from rendered videos to an evaluated encoder in five minutes")
+    parser.add_argument("--out", default="demo", help="folder to write (default: %(default)s)")
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from tubelet.demo import demo
+
+    demo(Path(chosen.out))
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Any, str], None], Callable[[argparse.Namespace], int]]] = {
+    "doctor": (_add_doctor, _doctor),
+    "scan": (_add_scan, _scan),
+    "pretrain": (_add_pretrain, _no_recipe),
+    "probe": (_add_probe, _probe),
+    "demo": (_add_demo, _demo),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""From knobs to a finished run folder: what every recipe does around its method."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from tubelet.analysis.cost import cost
+from tubelet.analysis.health import HealthMonitor, Verdict, keep, verdict
+from tubelet.data.manifest import read_manifest
+from tubelet.data.stream import Stream
+from tubelet.errors import UserError
+from tubelet.export.weights import Geometry, load_encoder, save_encoder
+from tubelet.files import write_json, write_rows, write_text
+from tubelet.masks import MultiBlockMask, RandomMask, TubeMask
+from tubelet.methods.method import Method
+from tubelet.nn.tokens import build_positions
+from tubelet.nn.vit import ViT, build_vit, parse_size
+from tubelet.recipes.clips import look_at, probe_clips
+from tubelet.recipes.fit import Fit, Paper, fit, init_std
+from tubelet.recipes.knobs import Knobs
+from tubelet.report.training import load_metrics, run_report
+from tubelet.train import checkpoint
+from tubelet.train.folder import plain
+from tubelet.train.loop import train
+from tubelet.train.parallel import World, join
+from tubelet.train.settings import TrainSettings
+from tubelet.train.spent import Summary
+from tubelet.types import Grid, MaskSampler, Moment
+
+log = logging.getLogger("tubelet")
+PROBE_CLIPS = 32
+FLIP = 0.5
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a recipe leaves: the run folder, the method with its last weights, its cost and its health."""
+
+    folder: Path
+    method: Method
+    summary: Summary
+    verdict: Verdict
+
+
+Build = Callable[[ViT, tuple[float, float] | None], Method]
+
+
+def pretrain(
+    recipe: str,
+    paper: Paper,
+    knobs: Knobs,
+    build: Build,
+    own: Mapping[str, Any],
+    *,
+    share: float = 1.0,
+    loss_is_signal: bool = False,
+) -> Finished:
+    """Trains what ``build(encoder, momentum)`` makes, in the run folder ``knobs.out``.
+
+    own: the recipe's own knobs, for config.yaml. share: of the steps, where a recipe has stages.
+    loss_is_signal: the targets never move, so a lower loss is a better encoder.
+    Raises UserError for whatever is wrong with the data, a knob or the folder, before anything is written.
+    """
+    out = Path(knobs.out)
+    with join(knobs.device) as world:
+        manifest = read_manifest(knobs.data)
+        footage = look_at(manifest)
+        earlier = _saved_config(out, recipe) if knobs.resume else None
+        chosen = world.on_main(
+            lambda: fit(
+                paper,
+                knobs,
+                footage,
+                world.device,
+                lambda model, crop: sum(_clip_flops(_meta(knobs, paper, build, model), crop, knobs).values()),
+                share=share,
+                known_steps=earlier["chosen"]["steps"] if earlier else None,
+            )
+        )
+        geometry = Geometry(knobs.frames, chosen.fps, chosen.frame_step or 1, chosen.crop_size)
+        torch.manual_seed(knobs.seed)
+        encoder = _encoder(knobs, paper, chosen.model)
+        method = build(encoder, chosen.momentum).to(world.device)
+        settings = _settings(knobs, chosen)
+        stream = Stream(
+            manifest,
+            seed=knobs.seed,
+            batch_size=chosen.batch_size,
+            frames=knobs.frames,
+            fps=chosen.fps,
+            frame_step=chosen.frame_step,
+            crop_size=chosen.crop_size,
+            area=(knobs.min_area, 1.0),
+            flip=FLIP if knobs.flip is None else knobs.flip,
+            clips_per_video=knobs.clips_per_video,
+            workers=knobs.workers,
+            cache_dir=knobs.cache_dir,
+            max_replaced=knobs.max_replaced,
+            rank=world.rank,
+            world=world.size,
+            device=world.device,
+        )
+        origin = {
+            "name": out.name,
+            "recipe": recipe,
+            "data": str(knobs.data),
+            "data_digest": manifest.digest,
+            "init_from": knobs.init_from,
+            "licence": "that of init_from" if knobs.init_from else "yours: trained from scratch",
+        }
+
+        def save_encoders(folder: Path, step: int) -> None:
+            for number, (which, model) in enumerate(method.encoders().items()):
+                name = "encoder" if number == 0 else f"encoder-{which}"
+                save_encoder(model, folder / name, geometry, {**origin, "which": which, "step": step})
+
+        monitors = []
+        if world.main:
+            monitors.append(HealthMonitor(probe_clips(manifest, geometry, PROBE_CLIPS)))
+            announce(recipe, chosen, method, _clip_flops(method, chosen.crop_size, knobs), len(manifest))
+            if earlier is None and not checkpoint.found(out / "checkpoints"):
+                config = {
+                    "recipe": recipe,
+                    "knobs": {**asdict(knobs), **own},
+                    "chosen": describe(chosen),
+                    "data_digest": manifest.digest,
+                }
+                write_text(out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+                write_json(out / "env.json", environment(world))
+        try:
+            summary = train(
+                method,
+                stream,
+                settings,
+                out,
+                world=world,
+                knobs=_identity(recipe, knobs, own, chosen, manifest.digest),
+                flops=lambda moment: _clip_flops(method, chosen.crop_size, knobs, moment),
+                monitors=monitors,
+                on_save=lambda folder: save_encoders(folder, checkpoint.step_of(folder)),
+                resume=knobs.resume,
+            )
+        finally:
+            if world.main and out.is_dir():
+                write_rows(out / "data_report.csv", stream.report())
+        if not world.main:
+            return Finished(out, method, summary, Verdict("too early", None, ""))
+        save_encoders(out, summary.steps)
+        return _conclude(out, method, summary, chosen, loss_is_signal)
+
+
+def choose_mask(knobs: Knobs, default: str, ratio: float, kinds: int) -> MaskSampler:
+    """The mask policy that the knobs ask for; ``default``, ``ratio`` and ``kinds`` are the paper's."""
+    kind = knobs.mask or default
+    if kind == "multiblock":
+        return MultiBlockMask(context_frames=knobs.context_frames, cut=knobs.mask_cut)
+    chosen = RandomMask if kind == "random" else TubeMask
+    return chosen(ratio if knobs.mask_ratio is None else knobs.mask_ratio, knobs.mask_kinds or kinds)
+
+
+def describe(chosen: Fit) -> dict[str, Any]:
+    """What was chosen, ready for YAML; schedules by name and numbers."""
+    return {
+        **{name: value for name, value in vars(chosen).items()},
+        "lr": chosen.lr.describe(),
+        "weight_decay": chosen.weight_decay.describe(),
+    }
+
+
+def announce(recipe: str, chosen: Fit, method: Method, flops: Mapping[str, float], videos: int) -> None:
+    """Prints what will run, why each number was chosen, and what it will cost."""
+    table = Table(
+        title=f"{recipe}: {videos} videos, {chosen.windows} clips' length of footage", title_justify="left"
+    )
+    for column in ("knob", "value", "because"):
+        table.add_column(column)
+    values = describe(chosen)
+    for name, reason in chosen.reasons.items():
+        shown = values.get(name)
+        table.add_row(name, f"{chosen.lr.describe()}" if name == "lr" else str(shown), reason)
+    console = Console(stderr=True)
+    console.print(table)
+    total = sum(flops.values()) * chosen.batch_size * chosen.steps
+    parts = ", ".join(f"{part} {share / sum(flops.values()):.0%}" for part, share in flops.items())
+    parameters = sum(p.numel() for p in method.encoder.parameters())
+    console.print(
+        f"encoder {parameters / 1e6:.1f} M parameters; {sum(flops.values()) / 1e9:.2f} GFLOP a clip ({parts}); "
+        f"{total:.3g} FLOP in all"
+    )
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Versions, machine and commit, for env.json."""
+    commit = None
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+        commit = found.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # no git, or not a checkout: the versions below still tell
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("tubelet", "torch", "numpy", "av")},
+        "commit": commit,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(world.device),
+        "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
+        "processes": world.size,
+        "command": sys.argv,
+    }
+
+
+def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_signal: bool) -> Finished:
+    """run.json, the verdict in words, and the report."""
+    rows = load_metrics(out / "metrics.jsonl")
+    health = verdict(rows)
+    steps = [checkpoint.step_of(path) for path in checkpoint.found(out / "checkpoints")]
+    best = keep(rows, steps, loss_is_signal)
+    write_json(
+        out / "run.json",
+        {
+            "finished": True,
+            "steps": summary.steps,
+            "precision": summary.precision,
+            **asdict(summary.spent),
+            "train_flops": summary.spent.total_flops,
+            "verdict": asdict(health),
+            "keep": asdict(best),
+            "encoders": list(method.encoders()),
+            "windows": chosen.windows,
+        },
+    )
+    log.info(health.sentence)
+    log.info(best.sentence)
+    run_report(out)
+    log.info(f"encoder: {out / 'encoder'}; report: {out / 'report.html'}")
+    return Finished(out, method, summary, health)
+
+
+def _saved_config(out: Path, recipe: str) -> dict[str, Any] | None:
+    file = out / "config.yaml"
+    if not file.is_file():
+        return None
+    config = yaml.safe_load(file.read_text())
+    if config["recipe"] != recipe:
+        raise UserError(f'{out} is a run of "{config["recipe"]}", not of "{recipe}"; resume it by that name')
+    return config
+
+
+def _encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
+    """New, or loaded from ``init_from``: then its own architecture holds, and knobs that contradict it are refused."""
+    patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
+    positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
+    if knobs.init_from is None:
+        return build_vit(model, patch, positions=positions, init_std=init_std(knobs, model))
+    loaded = load_encoder(knobs.init_from).model
+    if not isinstance(loaded, ViT):
+        raise UserError(f"init_from={knobs.init_from} has no weights; name a run or an encoder folder")
+    if loaded.patch != patch:
+        raise UserError(
+            f"init_from={knobs.init_from} cuts clips into {loaded.patch} tubelets, the knobs ask for {patch}; "
+            f"set tubelet_size={loaded.patch[0]} patch_size={loaded.patch[1]}"
+        )
+    if knobs.model is not None:
+        size = parse_size(knobs.model)
+        if (size.dim, size.depth) != (loaded.dim, loaded.depth):
+            raise UserError(
+                f"init_from={knobs.init_from} is {loaded.dim} wide and {loaded.depth} deep, model={knobs.model} "
+                f"{size.dim} and {size.depth}; leave model out"
+            )
+    if knobs.positions is not None and loaded.positions != positions:
+        raise UserError(
+            f"init_from={knobs.init_from} was not trained with positions={knobs.positions}; leave it out"
+        )
+    return loaded.requires_grad_(True).train()
+
+
+def _meta(knobs: Knobs, paper: Paper, build: Build, model: str) -> Method:
+    """The method without memory, to count with."""
+    with torch.device("meta"):
+        positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
+        patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
+        return build(build_vit(model, patch, positions=positions), paper.momentum)
+
+
+def _clip_flops(method: Method, crop: int, knobs: Knobs, moment: Moment | None = None) -> dict[str, float]:
+    """FLOPs of one clip in training, by part."""
+    _, h, w = method.encoder.patch
+    grid = Grid(knobs.frames // method.encoder.patch[0], crop // h, crop // w)
+    work = method.work(grid, moment or Moment(0, 1))
+    return {name: part.total for name, part in cost(work).parts.items()}
+
+
+def _settings(knobs: Knobs, chosen: Fit) -> TrainSettings:
+    return TrainSettings(
+        steps=chosen.steps,
+        batch_size=chosen.batch_size,
+        lr=chosen.lr,
+        weight_decay=chosen.weight_decay,
+        betas=chosen.betas,
+        clip=chosen.clip,
+        clip_per=chosen.clip_per,
+        clip_from=chosen.clip_from,
+        micro_batches=knobs.micro_batches,
+        precision=knobs.precision,
+        seed=knobs.seed,
+        save_every=knobs.save_every or min(1000, max(1, chosen.steps // 10)),
+        keep=knobs.keep,
+        keep_every=knobs.keep_every,
+        log_every=knobs.log_every,
+        monitor_every=knobs.health_every or max(1, chosen.steps // 20),
+        tensorboard=knobs.tensorboard,
+    )
+
+
+# Where things lie and how the work is shared out changes no number; the data is compared by its digest.
+_NO_MATTER = {"data", "out", "resume", "workers", "cache_dir", "device", "hours", "max_replaced"}
+_WRITING = {"save_every", "keep", "keep_every", "log_every", "health_every", "tensorboard"}
+
+
+def _identity(
+    recipe: str, knobs: Knobs, own: Mapping[str, Any], chosen: Fit, data_digest: str
+) -> dict[str, Any]:
+    """What must be the same for a resume to be the same run: every open knob resolved."""
+    resolved = {name: value for name, value in describe(chosen).items() if name not in ("reasons", "windows")}
+    asked = {k: v for k, v in asdict(knobs).items() if k not in _NO_MATTER | _WRITING}
+    return {"recipe": recipe, "data_digest": data_digest, **asked, **own, **resolved}
