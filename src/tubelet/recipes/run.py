@@ -29,7 +29,7 @@ from tubelet.masks import MultiBlockMask, RandomMask, TubeMask
 from tubelet.methods.method import Method
 from tubelet.nn.tokens import build_positions
 from tubelet.nn.vit import ViT, build_vit, parse_size
-from tubelet.recipes.clips import look_at, probe_clips
+from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.fit import Fit, Paper, fit, init_std
 from tubelet.recipes.knobs import Knobs
 from tubelet.report.training import load_metrics, run_report

@@ -1,0 +1,67 @@
+"""What a recipe wants to know of the videos before it trains."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubelet.data.decode import DecodeError, index, read
+from tubelet.data.manifest import Manifest
+from tubelet.errors import UserError
+from tubelet.evaluate.features import Views, read_views
+from tubelet.export.weights import Geometry
+from tubelet.recipes.fit import Footage
+
+log = logging.getLogger("tubelet")
+LOOKS = 64
+
+
+def look_at(manifest: Manifest) -> Footage:
+    """Length, rate and size of the videos: from a scan's columns, or of up to 64 files read now.
+
+    Without a scan, the lengths of the others are taken to be spread like those of the 64.
+    Raises UserError if not one of them can be read.
+    """
+    videos = list(manifest)
+    scanned = [v for v in videos if v.frames and v.fps and v.width and v.height]
+    if len(scanned) == len(videos):
+        frames, fps = [int(v.frames or 0) for v in videos], [float(v.fps or 0) for v in videos]
+        return Footage(len(videos), frames, fps, [min(int(v.width or 0), int(v.height or 0)) for v in videos])
+    frames, fps, sides = [], [], []
+    for place in np.linspace(0, len(videos) - 1, min(LOOKS, len(videos))).round().astype(int):
+        video = videos[place]
+        try:
+            found = index(video.path, video.fps)
+            picture = read(video.path, [0])
+        except DecodeError as error:
+            log.warning(f"{error}")
+            continue
+        frames.append(len(found))
+        fps.append(len(found) / found.duration if found.duration > 0 else 25.0)
+        sides.append(min(picture.shape[1:3]))
+    if not frames:
+        raise UserError(f"{manifest.source}: none of the first looks at {len(videos)} videos found a readable one")
+    repeat = np.resize(np.arange(len(frames)), len(videos))
+    return Footage(len(videos), [frames[i] for i in repeat], [fps[i] for i in repeat], sides)
+
+
+def probe_clips(manifest: Manifest, geometry: Geometry, count: int) -> Tensor:
+    """Centre clips of up to ``count`` videos spread over the manifest, float32 [n, C, T, H, W], normalised.
+
+    Always the same ones for a manifest, so that what is measured on them over time can be compared. A single
+    video gives several clips of its own. Raises UserError if fewer than two clips can be read.
+    """
+    videos = list(manifest)
+    segments = max(1, -(-8 // len(videos))) if len(videos) < 8 else 1
+    clips: list[Tensor] = []
+    for place in np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int):
+        try:
+            clips.append(read_views(videos[place], geometry, Views(segments=segments)))
+        except DecodeError as error:
+            log.warning(f"not among the clips that health is measured on: {error}")
+    if not clips:
+        raise UserError(f"{manifest.source}: no clip could be read")
+    return torch.cat(clips)[:count]
