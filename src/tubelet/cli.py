@@ -174,10 +174,100 @@ def _add_probe(commands: Any, name: str) -> None:
     )
     parser.add_argument("--data", required=True, help="labelled manifest, list or class-per-folder")
     parser.add_argument("--kind", choices=("linear", "knn", "attentive"), default="linear")
+    parser.add_argument("--which", help='of a run with two encoders: "teacher" or "student"')
+    parser.add_argument(
+        "--pool", choices=("mean", "time", "flat"), help="for linear and knn (default: mean; pixels: flat)"
+    )
+    parser.add_argument("--layers", type=_numbers, help="layers to join, such as 6,12 (default: the last)")
+    parser.add_argument(
+        "--segments", type=int, default=1, help="clips along a video's time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--crops", type=int, default=1, help="crops along a frame's long side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folds", type=int, default=0, help="group-disjoint folds instead of the split column"
+    )
+    parser.add_argument("--per-class", type=int, help="learn from that many labels per class only")
+    parser.add_argument(
+        "--draws", type=int, default=5, help="how often those are drawn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--unlabelled", choices=("error", "exclude"), default="error", help="what clips without label are"
+    )
+    for name, kind, about in (
+        ("--frames", int, "frames per clip"),
+        ("--fps", float, "frames a second"),
+        ("--frame-step", int, "every n-th frame"),
+        ("--crop-size", int, "height and width in pixels"),
+    ):
+        parser.add_argument(name, type=kind, help=f"{about} (default: the encoder's)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="decoding threads (default: one per core)")
+    parser.add_argument("--cache", help="folder for features (default: $TUBELET_CACHE or the user's cache)")
+    parser.add_argument("--seed", type=int, default=0, help="of folds, label draws and probes")
+    parser.add_argument("--out", help="folder for results.json (default: eval/ in the run's folder, or here)")
 
 
 def _probe(chosen: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from tubelet.evaluate.features import Views
+    from tubelet.evaluate.probe import probe
+    from tubelet.export.weights import load_encoder
+    from tubelet.train.parallel import resolve_device
+
+    if chosen.fps is not None and chosen.frame_step is not None:
+        raise UserError("fps and frame_step were both given; sample by one of them")
+    encoder = load_encoder(chosen.encoder, which=chosen.which)
+    asked = {name: getattr(chosen, name) for name in ("frames", "fps", "frame_step", "crop_size")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if "frame_step" in asked:
+        asked["fps"] = None
+    encoder = replace(encoder, geometry=replace(encoder.geometry, **asked))
+    folder = Path(chosen.out) if chosen.out else _probe_folder(chosen)
+    result = probe(
+        encoder,
+        chosen.data,
+        chosen.kind,
+        pool=chosen.pool,
+        layers=chosen.layers,
+        views=Views(chosen.segments, chosen.crops),
+        folds=chosen.folds,
+        per_class=chosen.per_class,
+        draws=chosen.draws,
+        unlabelled=chosen.unlabelled,
+        seed=chosen.seed,
+        out=folder,
+        cache=chosen.cache,
+        workers=chosen.workers,
+        device=resolve_device(chosen.device),
+    )
+    print(result.sentence())
+    for note in result.notes:
+        print(f"  {note}")
+    print(f"  {folder / 'results.json'}")
     return 0
+
+
+def _probe_folder(chosen: argparse.Namespace) -> Path:
+    """eval/DATA-KIND below the run, or below eval/ENCODER here for what has no folder."""
+    data = Path(chosen.data)
+    task = f"{data.parent.name if data.stem in ('labels', 'manifest') else data.stem}-{chosen.kind}"
+    if chosen.per_class is not None:
+        task += f"-{chosen.per_class}"
+    run = Path(chosen.encoder)
+    if not run.is_dir():
+        return Path("eval") / chosen.encoder.replace("/", "_").replace(":", "-") / task
+    if (run / "encoder.json").is_file():
+        run = run.parent
+    return run / "eval" / (f"{chosen.which}-{task}" if chosen.which else task)
+
+
+def _numbers(word: str) -> list[int]:
+    if not all(part.strip().isdigit() for part in word.split(",")):
+        raise argparse.ArgumentTypeError(f'"{word}" is not a list of numbers such as 6,12')
+    return [int(part) for part in word.split(",")]
 
 
 def _add_demo(commands: Any, name: str) -> None:
