@@ -7,17 +7,21 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.image import imread
 
+from tubelet.errors import UserError
 from tubelet.report.curves import Dots, Line, Panel, draw_panels, thin
 from tubelet.report.demo import CostRow, DemoResult, Reconstruction, demo_report, findings
 from tubelet.report.filmstrip import Strip, draw_strips, strip_picture
+from tubelet.report.history import last, load_metrics
 from tubelet.report.page import Key, Page
 from tubelet.report.table import Cell, Score, best_of, draw_table
-from tubelet.report.training import last, load_metrics
+from tubelet.report.training import run_report
 from tubelet.report.units import flops, memory
 
 
@@ -269,3 +273,87 @@ def test_metrics_that_were_not_finite_are_gaps_not_zeros(tmp_path):
     assert [row["step"] for row in found] == [0, 1]
     assert np.isnan(found[1]["train/loss"])
     assert last(found, "train/loss") == 1.0
+
+
+# the page of a run
+
+
+def write_run(folder: Path, finished: bool = True) -> Path:
+    folder.mkdir()
+    rows = [
+        row | {"time/step_s": 0.2, "time/data_frac": 0.25, "throughput/clips_per_s": 40.0}
+        for row in metrics()
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {
+        "steps": 40,
+        "model": "vit_tiny",
+        "batch_size": 8,
+        "reasons": {"batch_size": "what 9 videos fill"},
+    }
+    config = {"recipe": "vjepa", "knobs": {"data": "clips", "seed": 3}, "chosen": chosen}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "env.json").write_text(
+        json.dumps({"cores": 2, "gpu": None, "command": ["tubelet", "pretrain"]})
+    )
+    if not finished:
+        return folder
+    spent = {"seconds": 10.0, "clips": 320, "flops": {"encoder": 3e12, "teacher": 1e12}, "peak_memory": 2**30}
+    keep = {"step": 40, "sentence": "keep step 40: it is the last"}
+    run = {
+        "finished": True,
+        "steps": 40,
+        "precision": "fp32",
+        "encoders": ["teacher", "student"],
+        "keep": keep,
+    }
+    (folder / "run.json").write_text(json.dumps(spent | run))
+    (folder / "data_report.csv").write_text(
+        "path,status,reason\na.mp4,ok,\n<b>.mp4,unreadable,no video stream\n"
+    )
+    (folder / "checkpoints" / "step-000040").mkdir(parents=True)
+    (folder / "eval" / "motion").mkdir(parents=True)
+    score = {"top1": {"value": 0.5, "low": 0.4, "high": 0.6, "sd": None}}
+    (folder / "eval" / "motion" / "results.json").write_text(json.dumps({"metrics": score}))
+    return folder
+
+
+def test_page_of_a_finished_run_tells_all(tmp_path):
+    text = run_report(write_run(tmp_path / "a")).read_text()
+    assert_asks_for_nothing(text)
+    for said in (
+        "vit_tiny on clips: 40 of 40 steps, finished.",
+        "Healthy: effective rank",
+        "4 TFLOP",
+        "75%",  # the encoder's share of the arithmetic
+        "50 ms",  # waiting: a quarter of 0.2 s
+        "Videos by status: 1 ok, 1 unreadable.",
+        "&lt;b&gt;.mp4",
+        "Keep step 40: it is the last.",
+        "<code>encoder/</code> holds the teacher",
+        "0.400 to 0.600",
+        "what 9 videos fill",
+    ):
+        assert said in text, said
+
+
+def test_page_of_an_unfinished_run_says_so(tmp_path):
+    text = run_report(write_run(tmp_path / "a", finished=False)).read_text()
+    assert_asks_for_nothing(text)
+    for said in (
+        "40 of 40 steps, not finished",
+        "cost is not known",
+        "no data report",
+        "No checkpoint was saved",
+    ):
+        assert said in text, said
+
+
+def test_page_of_no_run_or_a_damaged_one_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        run_report(tmp_path)
+    folder = write_run(tmp_path / "a")
+    (folder / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        run_report(folder)
+    assert not (folder / "report.html").exists()

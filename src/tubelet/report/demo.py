@@ -11,9 +11,9 @@ import numpy as np
 
 from tubelet.report.curves import Dots
 from tubelet.report.filmstrip import Strip
+from tubelet.report.history import Rows, add_curves, add_health
 from tubelet.report.page import Key, Page
 from tubelet.report.table import Cell, Score, best_of
-from tubelet.report.training import Rows, add_curves, add_health
 from tubelet.report.units import flops, memory
 from tubelet.train.report import duration
 

@@ -1,109 +1,218 @@
-"""The curves of a training run and the judgement of its health, for any page that shows one."""
+"""The page of one pretraining run, drawn from its folder: finished, stopped or still going."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from tubelet.analysis.health import verdict
-from tubelet.report.curves import Line, Panel
-from tubelet.report.page import Page
-from tubelet.train.report import read_metrics
+import yaml
 
-Rows = Sequence[Mapping[str, float]]
+from tubelet.analysis.health import keep
+from tubelet.errors import UserError
+from tubelet.report.history import Rows, add_curves, add_health, add_speed, last, load_metrics
+from tubelet.report.page import Key, Page
+from tubelet.report.table import Cell
+from tubelet.report.units import flops, memory
+from tubelet.train import checkpoint
+from tubelet.train.report import duration
 
-# key in metrics.jsonl -> title of its panel; drawn where a run has them
-_TRAINING = {
-    "train/loss": "Loss",
-    "train/lr": "Learning rate",
-    "train/grad_norm": "Gradient norm",
-}
-_HEALTH = {
-    "repr/rankme": "Effective rank (RankMe)",
-    "repr/std": "Spread over clips",
-    "repr/mean_norm": "Norm of the mean token",
-    "repr/agreement": "Teacher and student agree (CKA)",
-    "repr/cosine": "Teacher and student agree (cosine)",
-}
-_SPEED = {
-    "throughput/clips_per_s": "Clips per second",
-    "time/data_frac": "Share of time spent waiting for data",
-    "data/replaced_frac": "Share of clips replaced",
-}
+_SHOWN = 30  # rows of the data report on the page; the file has them all
 
 
-def load_metrics(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, in the order of their steps; what was not finite (null) is nan."""
-    rows = read_metrics(file)
-    clean = [{key: math.nan if value is None else float(value) for key, value in row.items()} for row in rows]
-    return sorted(clean, key=lambda row: row["step"])
+def run_report(folder: Path | str) -> Path:
+    """Draws ``folder``/report.html from what the run has written there, and returns its path.
+
+    Of a run that was stopped there is less, and the page says so. Raises UserError if ``folder`` holds no run,
+    if one of its files is damaged, or if the disk is full.
+    """
+    folder = Path(folder)
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise UserError(
+            f"{folder} holds no run (no metrics.jsonl in it); name the folder given to pretrain as out"
+        )
+    rows = load_metrics(metrics)
+    config, env = _yaml(folder / "config.yaml"), _json(folder / "env.json")
+    spent = _json(folder / "run.json") or _json(folder / "summary.json")
+    page = Page(f"{config.get('recipe', 'run')}: {folder.resolve().name}", _lead(config, spent, rows))
+    page.keys(_keys(config, env, spent, rows))
+    runs = {"run": rows}
+    page.heading("Health")
+    add_health(page, runs)
+    page.heading("Training")
+    add_curves(page, runs)
+    page.heading("Cost")
+    _cost(page, spent, rows)
+    add_speed(page, runs)
+    page.heading("Data")
+    _data(page, folder / "data_report.csv")
+    page.heading("Checkpoints")
+    _checkpoints(page, folder, spent, rows)
+    _evaluations(page, folder)
+    page.heading("How it was run")
+    _setup(page, config, env)
+    return page.write(folder / "report.html")
 
 
-def add_curves(page: Page, runs: Mapping[str, Rows]) -> None:
-    """Loss, learning rate and gradient norm of one run or of several over each other."""
-    panels = _panels(_TRAINING, runs)
-    if not panels:
-        page.text("No step was logged.")
+def _lead(config: dict[str, Any], spent: dict[str, Any], rows: Rows) -> str:
+    knobs, chosen = config.get("knobs", {}), config.get("chosen", {})
+    steps, done = chosen.get("steps"), int(spent.get("steps", 0))
+    state = "finished" if spent.get("finished") else "not finished"
+    if not spent and rows:
+        done = int(rows[-1]["step"]) + 1
+    model, data = chosen.get("model", "an encoder"), knobs.get("data", "unnamed videos")
+    return f"{model} on {data}: {done:,} of {steps or 'an unknown number of'} steps, {state}."
+
+
+def _keys(config: dict[str, Any], env: dict[str, Any], spent: dict[str, Any], rows: Rows) -> list[Key]:
+    chosen = config.get("chosen", {})
+    loss, rank = last(rows, "train/loss"), last(rows, "repr/rankme")
+    where = env.get("gpu") or f"{env.get('cores', '?')} cores, {spent.get('precision', '?')}"
+    keys = [
+        Key("last loss", f"{loss:.4g}"),
+        Key("effective rank", f"{rank:.3g}" if math.isfinite(rank) else "not measured"),
+    ]
+    if spent:
+        keys += [
+            Key("training time", duration(spent["seconds"]), where),
+            Key("arithmetic", flops(sum(spent["flops"].values())), "by formula"),
+            Key("clips seen", f"{spent['clips']:,}", f"{chosen.get('batch_size', '?')} a step"),
+            Key("peak memory", memory(spent["peak_memory"])),
+        ]
+    return keys
+
+
+def _cost(page: Page, spent: dict[str, Any], rows: Rows) -> None:
+    if not spent:
+        page.text("Nothing was saved yet, so the cost is not known.")
         return
-    page.curves(
-        panels,
-        "Loss and learning rate over the optimizer's steps.",
-        "As logged in `metrics.jsonl`; of more than 300 rows, each point is the mean of neighbours. "
-        "A lower loss is a better encoder only while the target stands still.",
+    parts, clips = spent["flops"], max(1, spent["clips"])
+    total = sum(parts.values()) or 1.0
+    page.table(
+        ["part", "in all", "a clip", "share"],
+        [[part, flops(work), flops(work / clips), f"{work / total:.0%}"] for part, work in parts.items()],
+        "Arithmetic by part, up to the last checkpoint.",
+        "By formula: matrix products, two FLOPs per multiply-add, backward twice forward, frozen parts forward only.",
+    )
+    timed = [row for row in rows if math.isfinite(row.get("time/step_s", math.nan))]
+    if timed:
+        step = sum(row["time/step_s"] for row in timed) / len(timed)
+        wait = sum(row["time/step_s"] * row["time/data_frac"] for row in timed) / len(timed)
+        steps = int(spent["steps"])
+        other = max(0.0, spent["seconds"] - step * steps)
+        page.table(
+            ["what", "a step", "in all", "share"],
+            [
+                _time_row("computing", step - wait, steps, spent["seconds"]),
+                _time_row("waiting for data", wait, steps, spent["seconds"]),
+                [
+                    "health, saving, starting",
+                    "–",
+                    duration(other),
+                    f"{other / max(spent['seconds'], 1e-9):.0%}",
+                ],
+            ],
+            "Time by what it went to.",
+            "By the clock, from the logged steps.",
+        )
+
+
+def _time_row(what: str, each: float, steps: int, total: float) -> list[str | Cell]:
+    return [what, f"{1000 * each:.0f} ms", duration(each * steps), f"{each * steps / max(total, 1e-9):.0%}"]
+
+
+def _data(page: Page, file: Path) -> None:
+    if not file.is_file():
+        page.text("There is no data report: the run has not ended in an orderly way.")
+        return
+    with file.open(newline="", encoding="utf-8") as handle:
+        found = list(csv.DictReader(handle))
+    if not found:
+        page.text("Every video was read without trouble.")
+        return
+    columns = list(found[0])
+    if "status" in columns:
+        counts = Counter(row["status"] for row in found)
+        page.text(
+            "Videos by status: " + ", ".join(f"{count} {status}" for status, count in counts.items()) + "."
+        )
+        found = [row for row in found if row["status"] != "ok"]
+    if not found:
+        return
+    page.table(
+        columns,
+        [[row[column] or "" for column in columns] for row in found[:_SHOWN]],
+        "Videos that made trouble, and why.",
+        f"The first {_SHOWN} of {len(found)}; `data_report.csv` has all." if len(found) > _SHOWN else "",
     )
 
 
-def add_health(page: Page, runs: Mapping[str, Rows]) -> None:
-    """One verdict per run and the curves it rests on."""
-    for name, rows in runs.items():
-        found = verdict(rows)
-        good = {"healthy": True, "too early": None}.get(found.state, False)
-        page.verdict(
-            f"{name}: {found.sentence}." if len(runs) > 1 else f"{found.sentence.capitalize()}.", good
+def _checkpoints(page: Page, folder: Path, spent: dict[str, Any], rows: Rows) -> None:
+    there = [checkpoint.step_of(path) for path in checkpoint.found(folder / "checkpoints")]
+    if not there:
+        page.text("No checkpoint was saved.")
+        return
+    page.text(f"Saved after steps {', '.join(f'{step:,}' for step in there)}.")
+    chosen = spent.get("keep") or {"sentence": keep(rows, there, loss_is_signal=False).sentence}
+    page.text(f"{chosen['sentence'].capitalize()}.")
+    if spent.get("encoders"):
+        first, *others = spent["encoders"]
+        rest = f", and beside it: {', '.join(others)}" if others else ""
+        page.text(f"`encoder/` holds the {first}, the one that the method recommends{rest}.")
+
+
+def _evaluations(page: Page, folder: Path) -> None:
+    results = sorted(folder.glob("eval/*/results.json"))
+    if not results:
+        return
+    page.heading("Evaluation")
+    table: list[list[str | Cell]] = []
+    for file in results:
+        about = _json(file)
+        for name, found in about.get("metrics", {}).items():
+            table.append(
+                [
+                    file.parent.name,
+                    name,
+                    f"{found['value']:.3f}",
+                    f"{found['low']:.3f} to {found['high']:.3f}",
+                ]
+            )
+    page.table(["task", "metric", "value", "interval"], table, "Probes on the frozen encoder.")
+
+
+def _setup(page: Page, config: dict[str, Any], env: dict[str, Any]) -> None:
+    reasons = config.get("chosen", {}).get("reasons", {})
+    if reasons:
+        chosen = config["chosen"]
+        page.table(
+            ["knob", "value", "because"],
+            [[name, str(chosen.get(name, "")), reason] for name, reason in reasons.items()],
+            "What was chosen, and why.",
         )
-    panels = _panels(_HEALTH, runs)
-    if panels:
-        page.curves(
-            panels,
-            "What the encoder's tokens keep of the clips, on the same few clips every time.",
-            "Effective rank: exp of the entropy of the tokens' singular values, each place's mean over clips "
-            "taken away first. Spread: standard deviation over clips as a share of their size. Both are "
-            "judged against the same encoder at step 0; a collapse pulls both towards nothing.",
-        )
+    if env.get("command"):
+        page.code(" ".join(env["command"]))
+    page.fold("all knobs", yaml.safe_dump(config.get("knobs", {}), sort_keys=False, allow_unicode=True))
+    page.fold("environment", json.dumps(env, indent=2, ensure_ascii=False))
 
 
-def add_speed(page: Page, runs: Mapping[str, Rows]) -> None:
-    """Throughput, and whether decoding kept up."""
-    panels = _panels(_SPEED, runs)
-    if panels:
-        page.curves(
-            panels,
-            "Speed, and what held it up.",
-            "Measured by the loop. A share of waiting near 1 means that decoding is the bottleneck.",
-        )
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); remove it to draw the report without it") from error
 
 
-def last(rows: Rows, key: str) -> float:
-    """The last finite value of ``key``, nan if there is none."""
-    values = (row[key] for row in reversed(rows) if math.isfinite(row.get(key, math.nan)))
-    return next(values, math.nan)
-
-
-def _panels(wanted: Mapping[str, str], runs: Mapping[str, Rows]) -> list[Panel]:
-    panels = []
-    for key, title in wanted.items():
-        lines = []
-        for name, rows in runs.items():
-            there = [row for row in rows if key in row]
-            if there:
-                lines.append(Line(name, [row["step"] for row in there], [row[key] for row in there]))
-        if lines:
-            panels.append(Panel(title, lines, log=_steep(key, lines)))
-    return panels
-
-
-def _steep(key: str, lines: Sequence[Line]) -> bool:
-    """Whether a gradient norm spans so much that only a logarithmic axis shows it."""
-    values = [y for line in lines for y in line.y if math.isfinite(y) and y > 0]
-    return key == "train/grad_norm" and bool(values) and max(values) > 30 * min(values)
+def _yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is damaged ({error}); remove it to draw the report without it") from error
