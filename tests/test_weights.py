@@ -1,0 +1,121 @@
+"""Encoders on disk: whole or absent, exact or refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tubelet.export.weights as weights
+from tubelet.errors import UserError
+from tubelet.export.weights import Geometry, digest, load_encoder, save_encoder
+from tubelet.nn.pixels import Pixels
+from tubelet.nn.tokens import SinCos
+from tubelet.nn.vit import ViT
+
+GEOMETRY = Geometry(frames=4, fps=12.5, frame_step=1, crop_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    for which, folder in (("teacher", "encoder"), ("student", "encoder-student")):
+        model = ViT(48, 2, 3, patch=(2, 8, 8), positions=SinCos(), init_std=0.05)
+        save_encoder(model, tmp_path / "run" / folder, GEOMETRY, {"name": "run", "which": which})
+    return tmp_path / "run"
+
+
+def test_loaded_equals_saved(run: Path) -> None:
+    torch.manual_seed(0)
+    model = ViT(48, 2, 3, patch=(2, 8, 8), positions=SinCos(), init_std=0.05).eval()
+    for spec in (run, run / "encoder", str(run)):
+        loaded = load_encoder(spec)
+        assert loaded.geometry == GEOMETRY and loaded.name == "run"
+        clip = torch.randn(2, 3, 4, 32, 32)
+        assert torch.equal(loaded.model(clip), model(clip))
+        assert loaded.digest == digest(model)
+        assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_which_encoder_is_the_users_choice(run: Path) -> None:
+    assert load_encoder(run, which="teacher").digest == load_encoder(run).digest
+    assert load_encoder(run, which="student").digest != load_encoder(run).digest
+    with pytest.raises(UserError, match='has no encoder "studnt"; did you mean "student"'):
+        load_encoder(run, which="studnt")
+
+
+def test_untrained_encoders_follow_a_run(run: Path) -> None:
+    untrained = load_encoder(f"random:{run}@3")
+    assert isinstance(untrained.model, ViT) and untrained.model.init_std == 0.05
+    assert untrained.geometry == GEOMETRY and untrained.model.positions == SinCos()
+    assert (
+        untrained.digest == load_encoder(f"random:{run}@3").digest != load_encoder(f"random:{run}@4").digest
+    )
+    pixels = load_encoder(f"pixels:{run}").model
+    assert isinstance(pixels, Pixels) and pixels.patch == (2, 8, 8)
+    assert load_encoder("random:vit_tiny", replace(GEOMETRY, crop_size=64)).geometry.crop_size == 64
+
+
+def test_digest_knows_weights_and_architecture() -> None:
+    torch.manual_seed(0)
+    model = ViT(48, 1, 3, patch=(2, 8, 8))
+    before = digest(model)
+    with torch.no_grad():
+        model.norm.bias[3] += 1e-6
+    assert digest(model) != before
+    torch.manual_seed(0)
+    assert digest(ViT(48, 1, 3, patch=(2, 8, 8), positions=SinCos())) != before
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("random:vit_tinny", 'did you mean "vit_tiny"'),
+        ("random:vit_tiny@x", "the seed after @ must be a whole number"),
+        ("pixels:nowhere", "nowhere is no run"),
+    ],
+)
+def test_nothing_to_load_is_said(spec: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_encoder(spec)
+
+
+def test_a_run_without_encoder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="has not finished: name one of its checkpoints"):
+        load_encoder(tmp_path)
+
+
+def test_a_truncated_file_is_refused(run: Path) -> None:
+    file = run / "encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read .* copy it again"):
+        load_encoder(run)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dim", 96), ("depth", 3), ("hidden", 100)])
+def test_an_encoder_of_another_size_is_refused(run: Path, key: str, value: int) -> None:
+    file = run / "encoder" / "encoder.json"
+    about = json.loads(file.read_text())
+    about["architecture"][key] = value
+    file.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="does not fit the encoder described beside it"):
+        load_encoder(run)
+
+
+def test_a_full_disk_leaves_the_earlier_encoder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load_encoder(run).digest
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(UserError, match="no room left on disk"):
+        save_encoder(ViT(48, 1, 3), run / "encoder", GEOMETRY, {})
+    assert load_encoder(run).digest == before
+    assert sorted(p.name for p in run.iterdir()) == ["encoder", "encoder-student"]
