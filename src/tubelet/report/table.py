@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
+
+_LEFT = ' class="words"'
 
 
 class Score(NamedTuple):
@@ -40,21 +43,29 @@ def draw_table(
     if groups:
         cells = "".join(f'<th colspan="{span}">{escape(name)}</th>' for name, span in groups)
         over = f'<tr class="group"><th></th>{cells}</tr>'
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = "".join(f"<tr>{_first(row[0])}{''.join(_cell(cell) for cell in row[1:])}</tr>" for row in rows)
+    words = [all(_is_word(row[place]) for row in rows) for place in range(len(columns))]
+    head = "".join(
+        f'<th scope="col"{_LEFT if left else ""}>{escape(name)}</th>'
+        for name, left in zip(columns, words, strict=True)
+    )
+    body = "".join(f"<tr>{_first(row[0])}{''.join(map(_cell, row[1:], words[1:]))}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table><thead>{over}<tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
+def _is_word(cell: str | Cell) -> bool:
+    """Numbers stand on the right, so that their digits stand under each other; words on the left."""
+    return isinstance(cell, str) and not re.match(r"[-–+]?\d|–$", cell)
+
+
 def _first(cell: str | Cell) -> str:
-    return f'<th scope="row">{escape(cell)}</th>' if isinstance(cell, str) else _cell(cell)
+    return f'<th scope="row">{escape(cell)}</th>' if isinstance(cell, str) else _cell(cell, False)
 
 
-def _cell(cell: str | Cell) -> str:
+def _cell(cell: str | Cell, left: bool) -> str:
     if isinstance(cell, str):
-        words = ' class="words"' if len(cell) > 24 else ""
-        return f"<td{words}>{escape(cell)}</td>"
+        return f"<td{_LEFT if left else ''}>{escape(cell)}</td>"
     score, best, digits = cell
     spread = "" if score.sd is None else f' <span class="sd">± {score.sd:.{digits}f}</span>'
     kind = ' class="best"' if best else ""
