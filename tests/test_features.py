@@ -93,7 +93,7 @@ def test_features_equal_the_encoder_on_the_clips(videos, tmp_path, pool):
 
 def test_the_last_layer_is_normed_even_where_the_others_are_not(videos, tmp_path):
     enc = encoder()
-    enc.model.norm.weight.fill_(3.0)
+    torch.nn.init.constant_(enc.model.get_parameter("norm.weight"), 3.0)
     found = go(enc, videos[:2], tmp_path, layers=[2, 3], normed=False)
     clip = torch.cat([read_views(v, GEOMETRY, Views()) for v in videos[:2]])
     np.testing.assert_allclose(found.tables[3][:, 0, 0], enc.model(clip).mean(1), atol=1e-5)
@@ -160,7 +160,7 @@ def test_no_readable_video_is_an_error(folder, tmp_path):
 
 def test_nan_features_name_the_clip(videos, tmp_path):
     enc = encoder()
-    enc.model.blocks[1].mlp.fc2.bias.fill_(torch.nan)
+    torch.nn.init.constant_(enc.model.get_parameter("blocks.1.mlp.fc2.bias"), torch.nan)
     with pytest.raises(UserError, match=r"layer 3 of .*0\.mp4 that are not finite"):
         go(enc, videos, tmp_path)
 
@@ -190,7 +190,7 @@ def test_a_full_disk_keeps_what_is_there(videos, tmp_path, monkeypatch):
     enc = encoder()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-        with pytest.raises(UserError, match="take .* GiB"):
+        with pytest.raises(UserError, match=r"take .* GiB"):
             go(enc, videos, tmp_path)
 
     def full(*_):

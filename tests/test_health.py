@@ -174,7 +174,9 @@ def test_the_verdict_on_a_run_without_stop_gradient_changes_to_collapse():
 
 def test_a_healthy_pixel_run_stays_healthy():
     history = run(VideoMAE, target_dim=3 * 2 * 8 * 8)
-    assert all(verdict(history[: n + 1]).state in ("too early", "healthy") for n in range(len(history))), history
+    assert all(verdict(history[: n + 1]).state in ("too early", "healthy") for n in range(len(history))), (
+        history
+    )
     assert "repr/agreement" not in history[0]  # it has one encoder
 
 

@@ -81,6 +81,7 @@ def test_folds_are_group_disjoint_and_cover_every_clip():
     task = read_task(clips(labels, None, groups), "data")
     cut = folds(task)
     assert sorted(np.concatenate([fold.test for fold in cut])) == list(range(40))
+    assert task.group is not None
     for fold in cut:
         assert not set(task.group[fold.train]) & set(task.group[fold.test])
 

@@ -35,7 +35,7 @@ class LinearProbe:
 
     def __init__(self, train: np.ndarray, label: np.ndarray, classes: int):
         self.scaler = StandardScaler()
-        scaled = self.scaler.fit_transform(train.astype(np.float64))
+        scaled = np.asarray(self.scaler.fit_transform(train.astype(np.float64)))
         n, d = scaled.shape
         self.axes = None if d <= n else np.linalg.svd(scaled, full_matrices=False)[2].T  # [D, n]
         self.train, self.label, self.classes = self._turn(scaled), label, classes
@@ -52,7 +52,9 @@ class LinearProbe:
 
     def scores(self, test: np.ndarray) -> np.ndarray:
         """Class probabilities float64 [m, classes]; 0 for a class without training clips."""
-        found = self.model.predict_proba(self._turn(self.scaler.transform(test.astype(np.float64))))
+        found = self.model.predict_proba(
+            self._turn(np.asarray(self.scaler.transform(test.astype(np.float64))))
+        )
         full = np.zeros((len(test), self.classes))
         full[:, self.model.classes_] = found
         return full
