@@ -40,8 +40,9 @@ ARROWS: dict[str, set[str]] = {
     # a recipe writes its run's page; a page knows no recipe
     "recipes": BELOW | ROOTS | {"report"},
     "doctor": BELOW | ROOTS,
-    "cli": BELOW | ROOTS | {"report", "recipes", "doctor"},
-    "__init__": BELOW | ROOTS | {"report", "recipes", "doctor", "cli"},
+    "demo": BELOW | ROOTS | {"report", "recipes"},
+    "cli": BELOW | ROOTS | {"report", "recipes", "doctor", "demo"},
+    "__init__": BELOW | ROOTS | {"report", "recipes", "doctor", "demo", "cli"},
     "__main__": {"cli"},
 }
 
@@ -199,6 +200,15 @@ def test_public_names():
     assert set(names) == PUBLIC, "a new public name is a promise: list it in this test, or do without"
     assert all(hasattr(tubelet, name) for name in names)
     assert len(names) <= 12
+
+
+def test_every_recipe_says_how_it_is_run():
+    from tubelet.recipes import RECIPES
+
+    silent = [
+        name for name, recipe in RECIPES.items() if f"tubelet pretrain {name} " not in (recipe.__doc__ or "")
+    ]
+    assert not silent, f"no command in the docstring of {silent}"
 
 
 def undocumented(file: Path) -> Iterator[str]:
