@@ -1,0 +1,1 @@
+"""From files to batches: lists and scans, frame-exact decoding, clips, and their order."""
