@@ -8,12 +8,12 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tubelet.errors import UserError
@@ -29,7 +29,7 @@ class Report:
     Use `open_report`, which also closes it.
     """
 
-    def __init__(self, metrics: TextIO, progress: Progress, board: Any, start: int, total: int) -> None:
+    def __init__(self, metrics: FileIO, progress: Progress, board: Any, start: int, total: int) -> None:
         self.metrics, self.progress, self.board, self.total = metrics, progress, board, total
         self.bar = progress.add_task("train", completed=start, total=total, loss="", speed="")
         self.start, self.shown, self.began = start, 0.0, time.monotonic()
@@ -38,8 +38,7 @@ class Report:
         """Append the line of ``step``; what is not finite becomes null. Raises UserError on a full disk."""
         line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in metrics.items()}}
         try:
-            self.metrics.write(json.dumps(line) + "\n")
-            self.metrics.flush()
+            _write_all(self.metrics, json.dumps(line) + "\n")
         except OSError as error:
             raise UserError(
                 f"{self.metrics.name} could not be written at step {step}: {error.strerror}; "
@@ -69,6 +68,30 @@ class Report:
         )
 
 
+class _ToFile(logging.Handler):
+    """Messages with their time; one that the disk has no room for is lost, it is on the terminal too."""
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__()
+        self.file = file
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            _write_all(self.file, self.format(record) + "\n")
+
+
+class _ToConsole(logging.Handler):
+    """Messages above the progress bar, as they are."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def open_report(run: Path, start: int, total: int, tensorboard: bool = False) -> Iterator[Report]:
     """A `Report` that goes on at step ``start``; lines of later steps, of a run that was killed, are dropped.
@@ -79,11 +102,7 @@ def open_report(run: Path, start: int, total: int, tensorboard: bool = False) ->
     board = _open_board(run, start) if tensorboard else None
     _drop_from(run / "metrics.jsonl", start)
     console = Console(stderr=True)
-    to_file = logging.FileHandler(run / "train.log", encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_terminal = RichHandler(
-        console=console, show_path=False, show_level=False, markup=False, highlighter=None
-    )
+    to_terminal = _ToConsole(console)
     if console.is_terminal:
         to_terminal.addFilter(lambda record: record.name != _progress_log.name)
     progress = Progress(
@@ -97,19 +116,21 @@ def open_report(run: Path, start: int, total: int, tensorboard: bool = False) ->
         disable=not console.is_terminal,
     )
     level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(to_file)
-    log.addHandler(to_terminal)
-    try:
-        with open(run / "metrics.jsonl", "a", encoding="utf-8") as metrics, progress:
-            yield Report(metrics, progress, board, start, total)
-    finally:
-        log.removeHandler(to_file)
-        log.removeHandler(to_terminal)
-        log.setLevel(level)
-        to_file.close()
-        if board is not None:
-            board.close()
+    # unbuffered: a full disk shows when a line is written, not again when the file is closed
+    with FileIO(run / "metrics.jsonl", "a") as metrics, FileIO(run / "train.log", "a") as train_log:
+        handlers = [_ToFile(train_log), to_terminal]
+        log.setLevel(logging.INFO)
+        for handler in handlers:
+            log.addHandler(handler)
+        try:
+            with progress:
+                yield Report(metrics, progress, board, start, total)
+        finally:
+            for handler in handlers:
+                log.removeHandler(handler)
+            log.setLevel(level)
+            if board is not None:
+                board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -126,6 +147,12 @@ def duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def _write_all(file: FileIO, text: str) -> None:
+    data = text.encode()
+    while data:
+        data = data[file.write(data) :]
 
 
 def _drop_from(path: Path, step: int) -> None:

@@ -75,4 +75,4 @@ class TrainSettings:
     def describe(self) -> dict[str, object]:
         """All knobs as plain values, ready for YAML or JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: v.describe() if isinstance(v, Schedule) else v for name, v in values.items()}
+        return {**values, "lr": self.lr.describe(), "weight_decay": self.weight_decay.describe()}
