@@ -53,12 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             parser.print_help()
             return 0
-        if words[0] == "pretrain" and len(words) > 1 and not words[1].startswith("-"):
-            return _pretrain(words[1], words[2:])
+        if words[0] == "pretrain":  # its options are the recipe's, so the recipe must be known first
+            return _pretrain(words[1:])
         chosen = parser.parse_args(words)
         if chosen.command is None:
             parser.error("no command given")
-        return COMMANDS[chosen.command][1](chosen)
+        run = COMMANDS[chosen.command][1]
+        assert run is not None, "pretrain was taken above"
+        return run(chosen)
     except UserError as error:
         print(f"tubelet: {error}", file=sys.stderr)
         return USER_ERROR
@@ -93,36 +95,27 @@ def _scan(chosen: argparse.Namespace) -> int:
 
 
 def _add_pretrain(commands: Any, name: str) -> None:
-    from tubelet.recipes import RECIPES
-
-    commands.add_parser(
-        name,
-        help="train an encoder: tubelet pretrain RECIPE --data DATA --out RUN",
-        description="tubelet pretrain RECIPE --help lists a recipe's knobs.\n\n"
-        + "\n".join(f"  {n:14} {(inspect.getdoc(f) or '').splitlines()[0]}" for n, f in RECIPES.items()),
-    )
+    commands.add_parser(name, help="train an encoder: tubelet pretrain RECIPE --data DATA --out RUN")
 
 
-def _no_recipe(chosen: argparse.Namespace) -> int:
-    from tubelet.recipes import RECIPES
-
-    raise UserError(f"no recipe given; there are: {', '.join(RECIPES)}")
-
-
-def _pretrain(recipe: str, words: Sequence[str]) -> int:
+def _pretrain(words: Sequence[str]) -> int:
     """Options are made from the recipe's own parameters, so they can never disagree with them."""
-    from tubelet.recipes import find_recipe, own_knobs, run_recipe
+    from tubelet.recipes import RECIPES, find_recipe, own_knobs, run_recipe
     from tubelet.recipes.knobs import about_knobs
 
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: tubelet pretrain RECIPE --data DATA --out RUN [knobs; --help lists them]\n\nrecipes:")
+        for name, function in RECIPES.items():
+            print(f"  {name:14} {(inspect.getdoc(function) or '').splitlines()[0]}")
+        return 0 if words else USER_ERROR
+    recipe, *words = words
     parser = Parser(prog=f"tubelet pretrain {recipe}", description=inspect.getdoc(find_recipe(recipe)))
     for name, (kind, default, about) in about_knobs().items():
         _add_knob(parser, name, kind, default, about)
     own = parser.add_argument_group(f"knobs of {recipe}")
     for name, (kind, default) in own_knobs(recipe).items():
         _add_knob(own, name, kind, default, "see above")
-    given = {
-        name: value for name, value in vars(parser.parse_args(list(words))).items() if value is not _ABSENT
-    }
+    given = {name: value for name, value in vars(parser.parse_args(words)).items() if value is not _ABSENT}
     run_recipe(recipe, **given)
     return 0
 
@@ -282,10 +275,10 @@ def _demo(chosen: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[Callable[[Any, str], None], Callable[[argparse.Namespace], int]]] = {
+COMMANDS: dict[str, tuple[Callable[[Any, str], None], Callable[[argparse.Namespace], int] | None]] = {
     "doctor": (_add_doctor, _doctor),
     "scan": (_add_scan, _scan),
-    "pretrain": (_add_pretrain, _no_recipe),
+    "pretrain": (_add_pretrain, None),
     "probe": (_add_probe, _probe),
     "demo": (_add_demo, _demo),
 }

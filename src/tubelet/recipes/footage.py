@@ -25,7 +25,7 @@ def look_at(manifest: Manifest) -> Footage:
     Without a scan, the lengths of the others are taken to be spread like those of the 64.
     Raises UserError if not one of them can be read.
     """
-    videos = list(manifest)
+    videos = manifest.videos
     scanned = [v for v in videos if v.frames and v.fps and v.width and v.height]
     if len(scanned) == len(videos):
         frames, fps = [int(v.frames or 0) for v in videos], [float(v.fps or 0) for v in videos]
@@ -54,7 +54,7 @@ def probe_clips(manifest: Manifest, geometry: Geometry, count: int) -> Tensor:
     Always the same ones for a manifest, so that what is measured on them over time can be compared. A single
     video gives several clips of its own. Raises UserError if fewer than two clips can be read.
     """
-    videos = list(manifest)
+    videos = manifest.videos
     segments = max(1, -(-8 // len(videos))) if len(videos) < 8 else 1
     clips: list[Tensor] = []
     for place in np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int):

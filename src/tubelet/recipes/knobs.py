@@ -19,6 +19,7 @@ class Knobs:
 
     data: str = knob("", "folder of videos, list file, or a scan's manifest")
     out: str = knob("", "run folder to write")
+    split: str | None = knob(None, "train on the rows of this split alone, such as train (default: on all)")
     resume: bool = knob(False, "go on with the run in OUT")
     schedule: Literal["fit", "paper"] = knob(
         "fit", "fit: sizes and rates follow from the data and the machine; paper: the paper's, to the letter"

@@ -77,7 +77,10 @@ def pretrain(
     """
     out = Path(knobs.out)
     with join(knobs.device) as world:
-        manifest = read_manifest(knobs.data)
+        manifest = read_manifest(knobs.data).readable()
+        if knobs.split is not None:
+            manifest = manifest.with_split(*knobs.split.split(","))
+        data_digest = manifest.digest()
         footage = look_at(manifest)
         earlier = _saved_config(out, recipe) if knobs.resume else None
         chosen = world.on_main(
@@ -118,7 +121,8 @@ def pretrain(
             "name": out.name,
             "recipe": recipe,
             "data": str(knobs.data),
-            "data_digest": manifest.digest,
+            "split": knobs.split,
+            "data_digest": data_digest,
             "init_from": knobs.init_from,
             "licence": "that of init_from" if knobs.init_from else "yours: trained from scratch",
         }
@@ -137,7 +141,7 @@ def pretrain(
                     "recipe": recipe,
                     "knobs": {**asdict(knobs), **own},
                     "chosen": describe(chosen),
-                    "data_digest": manifest.digest,
+                    "data_digest": data_digest,
                 }
                 write_text(out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
                 write_json(out / "env.json", environment(world))
@@ -148,7 +152,7 @@ def pretrain(
                 settings,
                 out,
                 world=world,
-                knobs=_identity(recipe, knobs, own, chosen, manifest.digest),
+                knobs=_identity(recipe, knobs, own, chosen, data_digest),
                 flops=lambda moment: _clip_flops(method, chosen.crop_size, knobs, moment),
                 monitors=monitors,
                 on_save=lambda folder: save_encoders(folder, checkpoint.step_of(folder)),
