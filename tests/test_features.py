@@ -16,11 +16,10 @@ import torch
 
 from tubelet.errors import UserError
 from tubelet.evaluate import features as under_test
-from tubelet.evaluate.features import Views, cache_folder, extract, pool_tokens, read_views
+from tubelet.evaluate.features import Views, cache_folder, extract, read_views
 from tubelet.export.weights import Encoder, Geometry, digest
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.vit import ViT
-from tubelet.types import Grid
 
 GEOMETRY = Geometry(frames=4, frame_step=2, crop_size=32)
 
@@ -30,13 +29,17 @@ class Clip:
     path: Path
     start: float | None = None
     end: float | None = None
+    fps: float | None = None
 
 
-def write_video(path: Path, frames: int = 10, height: int = 36, width: int = 48, seed: int = 0) -> Path:
+def write_video(
+    path: Path, frames: int = 10, height: int = 36, width: int = 48, seed: int = 0, brightness: float = 1.0
+) -> Path:
     rng = np.random.default_rng(seed)
     picture = (
         rng.integers(0, 256, (height // 4, width // 4 + frames, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
     )
+    picture = (picture * brightness).astype(np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "10"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -73,22 +76,27 @@ def go(enc, clips, cache, **knobs):
     return extract(enc, clips, cache=cache, workers=2, batch_size=3, progress=False, **knobs)
 
 
-@pytest.mark.parametrize("pool", ["mean", "time", "none"])
+@pytest.mark.parametrize("pool", ["mean", "time", "flat", "none"])
 def test_features_equal_the_encoder_on_the_clips(videos, tmp_path, pool):
     enc = encoder()
     found = go(enc, videos, tmp_path, pool=pool, layers=[1, 3])
     clip = torch.cat([read_views(v, GEOMETRY, Views()) for v in videos])
     tokens = enc.model.layers(clip, [1, 3], normed=True)
     assert list(found.tables) == [1, 3] and found.rows.tolist() == list(range(7))
+    means = {k: tokens[k].unflatten(1, (2, 4)).mean(2) for k in (1, 3)}  # over space, [B, t, D]
     for k, table in found.tables.items():
-        expected = pool_tokens(tokens[k], Grid(2, 2, 2), pool).unsqueeze(1).unsqueeze(1)
-        np.testing.assert_allclose(table, expected, atol=2e-3 if pool == "none" else 1e-5)
+        expected = tokens[k] if pool in ("flat", "none") else means[k]
+        atol = 2e-3 if pool in ("flat", "none") else 1e-5
+        np.testing.assert_allclose(table[:, 0, 0], expected, atol=atol)
     if pool == "none":
         rows = np.array([5, 0, 5])
         both = torch.cat([tokens[1][rows], tokens[3][rows]], dim=1).unsqueeze(1)  # layers joined on tokens
         torch.testing.assert_close(found.tokens(rows), both, atol=2e-3, rtol=0)
     else:
-        assert found.pooled().shape == (7, 2 * (48 if pool == "mean" else 96))
+        expected = {"mean": lambda k: tokens[k].mean(1), "time": lambda k: means[k].flatten(1)}.get(
+            pool, lambda k: tokens[k].flatten(1)
+        )
+        np.testing.assert_allclose(found.pooled(), torch.cat([expected(1), expected(3)], dim=1), atol=2e-3)
 
 
 def test_the_last_layer_is_normed_even_where_the_others_are_not(videos, tmp_path):
@@ -96,9 +104,9 @@ def test_the_last_layer_is_normed_even_where_the_others_are_not(videos, tmp_path
     torch.nn.init.constant_(enc.model.get_parameter("norm.weight"), 3.0)
     found = go(enc, videos[:2], tmp_path, layers=[2, 3], normed=False)
     clip = torch.cat([read_views(v, GEOMETRY, Views()) for v in videos[:2]])
-    np.testing.assert_allclose(found.tables[3][:, 0, 0], enc.model(clip).mean(1), atol=1e-5)
+    np.testing.assert_allclose(found.tables[3][:, 0, 0].mean(1), enc.model(clip).mean(1), atol=1e-5)
     raw = enc.model.layers(clip, [2])[2].mean(1)
-    np.testing.assert_allclose(found.tables[2][:, 0, 0], raw, atol=1e-5)
+    np.testing.assert_allclose(found.tables[2][:, 0, 0].mean(1), raw, atol=1e-5)
 
 
 def test_features_are_computed_once_and_never_stale(videos, tmp_path, monkeypatch):
@@ -110,11 +118,13 @@ def test_features_are_computed_once_and_never_stale(videos, tmp_path, monkeypatc
         go(encoder(seed=1), videos, tmp_path),  # other weights
         go(encoder(), videos[:6], tmp_path),  # other videos
         go(encoder(), [replace(videos[0], start=0.2), *videos[1:]], tmp_path),  # another part of one
-        go(encoder(), videos, tmp_path, pool="time"),
+        go(encoder(), videos, tmp_path, pool="none"),
         go(encoder(), videos, tmp_path, views=Views(segments=2)),
         go(encoder(geometry=replace(GEOMETRY, frame_step=1)), videos, tmp_path),
     ]
     assert len({f.folder for f in [first, *changed]}) == 7
+    shared = [go(encoder(), videos, tmp_path, pool=pool).folder for pool in ("mean", "time")]
+    assert shared == [first.folder] * 2
     os.utime(videos[0].path)
     assert go(encoder(), videos, tmp_path).folder != first.folder
 
@@ -243,4 +253,4 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
 def test_the_table_says_what_it_is(videos, tmp_path):
     found = go(encoder(), videos, tmp_path)
     about = json.loads((found.folder / "about.json").read_text())
-    assert about["name"] == "small" and about["pool"] == "mean" and len(about["videos"]) == 7
+    assert about["name"] == "small" and about["tokens"] == "means over space" and len(about["videos"]) == 7

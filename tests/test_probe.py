@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from test_features import write_video
 
 from tubelet.errors import UserError
 from tubelet.evaluate.attentive import AttentiveSettings, attentive_scores
 from tubelet.evaluate.linear import CS, choose_c, linear_scores
+from tubelet.evaluate.probe import probe
 from tubelet.evaluate.score import score
 from tubelet.evaluate.tasks import Task
+from tubelet.export.weights import Geometry, load_encoder
 from tubelet.nn.block import Block
 from tubelet.nn.heads import AttentiveClassifier, AttentivePooler, grid_loss
 
@@ -218,3 +225,55 @@ def test_the_attentive_probe_is_reproducible_and_averages_crops():
     np.testing.assert_array_equal(one.scores, two.scores)
     np.testing.assert_allclose(one.scores.sum(1), 1, atol=1e-6)
     assert torch.equal(torch.get_rng_state(), state)  # a probe leaves no trace in the global generator
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Twelve clips of two classes that differ in brightness, one broken file, groups and a split."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rows = ["path,label,split,group"]
+    for i in range(12):
+        dark = i % 2
+        write_video(folder / f"{i}.mp4", seed=i, brightness=0.2 if dark else 1.0)
+        rows.append(f"{i}.mp4,{'dark' if dark else 'bright'},{'test' if i >= 8 else 'train'},g{i // 2}")
+    (folder / "broken.mp4").write_bytes(b"nothing")
+    rows.append("broken.mp4,dark,train,g0")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder / "labels.csv"
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn", "attentive"])
+def test_from_videos_to_results(labelled, tmp_path, kind):
+    encoder = load_encoder("random:48x2x2", Geometry(frames=4, frame_step=2, crop_size=32))
+    result = probe(
+        encoder, labelled, kind, cache=tmp_path, out=tmp_path / "eval", settings=FAST, progress=False
+    )
+    name = "macro_recall@k5" if kind == "knn" else "macro_recall"
+    assert result.metrics[name].value == 1.0
+    assert result.guessing == {"macro_recall": 0.5, "top1": 0.5}
+    record = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert record["metrics"][name]["value"] == 1.0 and record["protocol"] == "4x1x1"
+    assert record["train_clips"] == 8 and record["test_clips"] == 4
+    assert [Path(path).name for path in record["excluded"]] == ["broken.mp4"]
+    assert "1 unreadable videos are left out" in record["notes"]
+    with (tmp_path / "eval" / "predictions.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == (8 if kind == "knn" else 4) and rows[0]["label"] == rows[0]["predicted"]
+    assert "macro_recall" in result.sentence() and "guessing 0.500" in result.sentence()
+
+
+def test_raw_pixels_are_probed_with_their_places(labelled, tmp_path):
+    encoder = load_encoder("pixels", Geometry(frames=4, frame_step=2, crop_size=32))
+    result = probe(encoder, labelled, cache=tmp_path, progress=False)
+    assert result.about["pool"] == "flat" and result.metrics["top1"].value == 1.0
+
+
+def test_mistakes_are_found_before_anything_is_decoded(labelled, tmp_path):
+    encoder = load_encoder("random:48x2x2", Geometry(frames=4, frame_step=2, crop_size=32))
+    with pytest.raises(UserError, match='pool="mean" does not go with kind="attentive"'):
+        probe(encoder, labelled, "attentive", pool="mean", cache=tmp_path)
+    bad = labelled.with_name("bad.csv")
+    bad.write_text(labelled.read_text().replace("2.mp4,bright", "2.mp4,", 1))
+    with pytest.raises(UserError, match=r"clips have no label.*2\.mp4"):
+        probe(encoder, bad, cache=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -29,15 +29,18 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from tubelet.data import clips, decode
+from tubelet.data import clips
+from tubelet.data.container import DecodeError
+from tubelet.data.decode import read
+from tubelet.data.index import index
 from tubelet.errors import UserError
 from tubelet.files import sync, write_json
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.vit import ViT
 from tubelet.types import Grid
 
-Pool = Literal["mean", "time", "none"]
-POOLS: tuple[Pool, ...] = ("mean", "time", "none")
+Pool = Literal["mean", "time", "flat", "none"]
+POOLS: tuple[Pool, ...] = ("mean", "time", "flat", "none")
 VERSION = 1  # part of every key; raise it when numbers change for the same inputs
 TODO, DONE, UNREADABLE = 0, 1, 2
 COMMIT_EVERY = 2.0  # seconds between flushes to disk: what an interruption can cost
@@ -82,6 +85,8 @@ class Video(Protocol):
     def start(self) -> float | None: ...
     @property
     def end(self) -> float | None: ...
+    @property
+    def fps(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Features:
-    """One table per layer, a row per readable video.
+    """One table per layer, a row per video of the manifest.
 
-    rows: int64 [n], each row's place in the manifest. tables: layer -> float [videos of the manifest, crops,
-    segments, ...], memory-mapped; what follows is [D] (mean), [t*D] (time) or [N, D] (none). excluded: manifest
-    row -> reason, for videos that could not be read (their table rows are zero).
+    rows: int64 [n], the videos that could be read. tables: layer -> [videos, crops, segments, t, D] float32,
+    means over space (for pool "mean" and "time"), or [videos, crops, segments, N, D] float16, all tokens (for
+    "flat" and "none"); memory-mapped. excluded: manifest row -> reason, for videos that could not be read
+    (their table rows are zero).
     """
 
     rows: np.ndarray
@@ -126,10 +132,13 @@ class Features:
     pool: Pool
 
     def pooled(self) -> np.ndarray:
-        """float32 [n, layers * width]: views averaged, layers joined. Only for pool "mean" and "time"."""
+        """float32 [n, layers * width]: views averaged, layers joined. Width: D (mean), t*D (time), N*D (flat)."""
         if self.pool == "none":
-            raise ValueError('dense features have no pooled form; extract with pool "mean" or "time"')
-        parts = [np.asarray(t[self.rows], dtype=np.float32).mean(axis=(1, 2)) for t in self.tables.values()]
+            raise ValueError('pool "none" has no pooled form; extract with "mean", "time" or "flat"')
+        parts = []
+        for table in self.tables.values():
+            wide = np.stack([table[row].mean(axis=(0, 1), dtype=np.float32) for row in self.rows])
+            parts.append(wide.mean(axis=1) if self.pool == "mean" else wide.reshape(len(wide), -1))
         return np.concatenate(parts, axis=1)
 
     def tokens(self, rows: np.ndarray) -> Tensor:
@@ -172,9 +181,10 @@ def extract(
     """Features of ``videos`` at ``layers`` (default: the last), from the cache where it has them.
 
     pool: "mean" of all tokens; "time": mean over space, time steps joined, which keeps the order of events;
-    "none": all tokens. normed: pass earlier layers through the final norm too, as the papers' probes do (the
-    last layer always is). batch_size: clips through the encoder at once. workers: decoding threads (default:
-    all cores). Pooled features are stored in float32, dense ones in float16.
+    "flat": all tokens joined, which keeps places too; "none": all tokens, apart. "mean" and "time" share a
+    table in float32, "flat" and "none" one in float16. normed: pass earlier layers through the final norm too,
+    as the papers' probes do (the last layer always is). batch_size: clips through the encoder at once. workers:
+    decoding threads (default: all cores).
     Raises UserError if no video can be read, if features are not finite (naming the clip), if a layer does not
     exist, if the encoder does not fit RGB clips of its geometry, or if the disk cannot hold the table.
     """
@@ -200,11 +210,16 @@ def read_views(video: Video, geometry: Geometry, views: Views) -> Tensor:
 
     Raises DecodeError if the video cannot be read.
     """
-    entry = decode.index(video.path, geometry.fps)
+    entry = index(video.path, video.fps)
+    if np.isnan(entry.times).any() and (geometry.fps or video.start is not None or video.end is not None):
+        why = (
+            "images have no frame rate; add an fps column, or sample by frame_step and without start and end"
+        )
+        raise DecodeError(video.path, why)
     first, last = clips.within(entry.times, video.start, video.end)
     if first == last:
         span = f"{video.start or 0:g} to {'the end' if video.end is None else f'{video.end:g}'} s"
-        raise decode.DecodeError(video.path, f"no frame between {span}")
+        raise DecodeError(video.path, f"no frame between {span}")
     size, mean, std = geometry.crop_size, _channels(geometry.mean), _channels(geometry.std)
     segments = []
     for at in clips.places(views.segments):
@@ -212,7 +227,7 @@ def read_views(video: Video, geometry: Geometry, views: Views) -> Tensor:
             frames = clips.by_step(last - first, geometry.frames, geometry.frame_step, at)
         else:
             frames = clips.by_fps(entry.times[first:last], geometry.frames, geometry.fps, at)
-        picture = decode.read(video.path, first + frames, views.short_side(size))  # [T, H, W, 3]
+        picture = read(video.path, first + frames, views.short_side(size))  # [T, H, W, 3]
         clip = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255  # [T, 3, H, W]
         if (short := min(clip.shape[-2:])) < size:
             larger = [max(size, round(side * size / short)) for side in clip.shape[-2:]]
@@ -237,19 +252,15 @@ def _crop(clip: Tensor, size: int, crops: int, number: int) -> Tensor:
     return clip[:, :, top : top + size, left : left + size]
 
 
-def pool_tokens(tokens: Tensor, grid: Grid, pool: Pool) -> Tensor:
-    """Tokens [B, N, D] -> [B, D] (mean), [B, t*D] (time) or unchanged (none)."""
-    if pool == "mean":
-        return tokens.mean(dim=1)
-    if pool == "time":
-        return tokens.unflatten(1, (grid.t, grid.h * grid.w)).mean(dim=2).flatten(1)
-    return tokens
+def _dense(pool: Pool) -> bool:
+    """Whether all tokens are kept, or their means over space."""
+    return pool in ("flat", "none")
 
 
 def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> None:
     model, geometry = encoder.model, encoder.geometry
     if pool not in POOLS:
-        raise UserError(f'pool="{pool}" is unknown; use "mean", "time" or "none"')
+        raise UserError(f'pool="{pool}" is unknown; use "mean", "time", "flat" or "none"')
     if not count:
         raise UserError("there are no videos to compute features of")
     if model.channels != 3:
@@ -269,7 +280,7 @@ def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> No
 
 
 def _recipe(
-    encoder: Encoder, videos: Sequence[Video], layers: Sequence[int], pool: str, views: Views, normed: bool
+    encoder: Encoder, videos: Sequence[Video], layers: Sequence[int], pool: Pool, views: Views, normed: bool
 ) -> dict[str, Any]:
     """Everything the numbers depend on, as JSON; also a record for whoever finds the folder."""
     geometry = encoder.geometry
@@ -278,7 +289,7 @@ def _recipe(
         "encoder": encoder.digest,
         "layers": list(layers),
         "normed": normed,
-        "pool": pool,
+        "tokens": "all" if _dense(pool) else "means over space",
         "views": asdict(views),
         "geometry": [
             geometry.frames,
@@ -354,7 +365,7 @@ class _Job:
 
     def _fill(self, folder: Path, recipe: dict[str, Any], progress: bool) -> None:
         shapes = self._shapes()
-        dtype = np.dtype(np.float16 if self.pool == "none" else np.float32)
+        dtype = np.dtype(np.float16 if _dense(self.pool) else np.float32)
         self._check_room(folder, shapes, dtype)
         state = self._resume(folder, recipe)
         reasons_file = folder / "unreadable.json"
@@ -419,7 +430,7 @@ class _Job:
         (pt, ph, pw), geometry = self.encoder.model.patch, self.encoder.geometry
         grid = Grid(geometry.frames // pt, geometry.crop_size // ph, geometry.crop_size // pw)
         dim = self.encoder.model.dim
-        tail = {"mean": (dim,), "time": (grid.t * dim,), "none": (grid.n, dim)}[self.pool]
+        tail = (grid.n if _dense(self.pool) else grid.t, dim)
         return {k: (self.views.crops, self.views.segments, *tail) for k in self.layers}
 
     def _check_room(self, folder: Path, shapes: dict[int, tuple[int, ...]], dtype: np.dtype) -> None:
@@ -466,7 +477,7 @@ class _Job:
                     try:
                         batch.append(read.result())
                         rows.append(row)
-                    except decode.DecodeError as error:
+                    except DecodeError as error:
                         reasons[str(row)] = str(error)
                     if len(rows) == group:
                         yield rows, batch
@@ -490,8 +501,9 @@ class _Job:
         grid = model.grid(clip)
         found: dict[int, list[Tensor]] = {k: [] for k in self.layers}
         for part in clip.split(self.batch_size):  # one video with many views is more than a batch
-            for k, tokens in self._layers(part).items():
-                found[k].append(pool_tokens(tokens.float(), grid, self.pool))
+            for k, tokens in self._layers(part).items():  # [b, N, D]
+                kept = tokens if _dense(self.pool) else tokens.unflatten(1, (grid.t, -1)).mean(dim=2)
+                found[k].append(kept)
         for k, parts in found.items():
             values = torch.cat(parts).cpu().numpy().astype(dtype).reshape(len(rows), *shapes[k])
             finite = np.isfinite(values.reshape(len(rows), -1)).all(axis=1)

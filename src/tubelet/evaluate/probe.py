@@ -20,6 +20,7 @@ from tubelet.evaluate.metrics import Estimate
 from tubelet.evaluate.score import KINDS, Kind, Scored, score
 from tubelet.evaluate.tasks import Task, read_task
 from tubelet.files import replace_file, write_json
+from tubelet.nn.pixels import Pixels
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def probe(
     encoder: from `tubelet.export.weights.load_encoder`. data: a manifest, or what `read_manifest` reads; its
     labels, splits and groups make the task (`tasks.read_task`). kind: "linear" (logistic regression, penalty
     chosen inside the training clips), "knn" (cosine, k 5 and 20) or "attentive" (`AttentiveSettings`). pool:
-    "mean" or "time" for linear and knn (default: mean); attentive reads all tokens. layers: joined (default:
+    "mean", "time" or "flat" for linear and knn, see `extract` (default: mean, for raw pixels flat: their mean
+    is a colour); attentive reads all tokens. layers: joined (default:
     the last). folds: 0 follows the split column, 2 or more cuts group-disjoint folds instead. per_class, draws:
     few labels, see `score`. out: folder for results.json and predictions.csv.
     Raises UserError for whatever is wrong with data or knobs.
@@ -127,10 +129,11 @@ def probe(
     if kind not in KINDS:
         raise UserError(f'kind="{kind}" is unknown; use "linear", "knn" or "attentive"')
     dense = kind == "attentive"
-    if dense != (pool == "none") and pool is not None:
+    if pool is not None and dense != (pool == "none"):
         raise UserError(f'pool="{pool}" does not go with kind="{kind}"; leave it out')
-    pool = "none" if dense else (pool or "mean")
-    manifest = data if isinstance(data, Manifest) else read_manifest(data)
+    if pool is None:
+        pool = "none" if dense else "flat" if isinstance(encoder.model, Pixels) else "mean"
+    manifest = read_manifest(data)
     source = str(manifest.source)
     videos = manifest.videos
     read_task(videos, source, unlabelled)  # mistakes in the labels come before hours of extraction
