@@ -27,7 +27,7 @@ from .container import DecodeError, opened, packets, pictures, plain
 from .index import Index, forget_keys, forget_stamps, index
 from .pictures import Converter
 
-__all__ = ["DecodeError", "IndexChanged", "index", "iterate", "read"]
+__all__ = ["DecodeError", "IndexChanged", "index", "iterate", "read", "refuse_holes"]
 
 # Decoding on costs little, so a seek must jump over more pictures than this.
 SEEK_BEYOND = 8
@@ -48,41 +48,46 @@ def read(path: str | Path, frames: Sequence[int] | np.ndarray, short_side: int |
     assert numbers.ndim == 1 and len(numbers) > 0
     path = Path(path)
     wanted, place = np.unique(numbers, return_inverse=True)
-    found: list[np.ndarray] = []
+    found: list[tuple[np.ndarray, bool]] = []
     while not found:
         try:
             found = list(iterate(path, wanted, short_side))
         except IndexChanged:
             if wanted[-1] >= len(index(path)):
                 raise  # there are fewer frames than the caller thought
-    clip = np.empty((len(numbers), *found[0].shape), np.uint8)
+    refuse_holes(path, [exact for _, exact in found])
+    clip = np.empty((len(numbers), *found[0][0].shape), np.uint8)
     for i, j in enumerate(place):
-        clip[i] = found[j]
+        clip[i] = found[j][0]
     return clip
 
 
-def iterate(path: Path, wanted: np.ndarray, short_side: int | None = None) -> Iterator[np.ndarray]:
-    """uint8 [H, W, 3] for each of ``wanted`` (ascending, no repeats), one at a time; errors as in `read`.
+def refuse_holes(path: Path, exact: Sequence[bool] | np.ndarray) -> None:
+    """Raises DecodeError if more than a quarter of a clip's frames are stood in for."""
+    holes = len(exact) - int(np.count_nonzero(exact))
+    if holes * 4 > len(exact):
+        raise DecodeError(path, f"{holes} of {len(exact)} wanted frames do not decode")
 
-    Raises IndexChanged, after any number of frames, when the index was wrong: start again then.
+
+def iterate(
+    path: Path, wanted: np.ndarray, short_side: int | None = None
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """uint8 [H, W, 3] for each of ``wanted`` (ascending, no repeats), and whether it is that very frame.
+
+    Raises DecodeError; IndexChanged, after any number of frames, when the index was wrong: start again then.
     """
     if path.is_dir():
-        yield from images.iterate(path, wanted, short_side)
+        for picture in images.iterate(path, wanted, short_side):
+            yield picture, True
         return
     entry = index(path)
     if wanted[0] < 0 or wanted[-1] >= len(entry):
         raise IndexError(f"{path} has frames 0 to {len(entry) - 1}; asked for {wanted[0]} to {wanted[-1]}")
     convert = Converter(short_side)
-    stood_in = 0
     try:
         with opened(path) as (container, stream):
             for frame, exact in _frames(container, stream, entry, wanted):
-                stood_in += not exact
-                if stood_in * 4 > len(wanted):
-                    raise DecodeError(
-                        path, f"more than a quarter of {len(wanted)} wanted frames do not decode"
-                    )
-                yield convert(frame)
+                yield convert(frame), exact
     except _SeekFailed:
         forget_keys(path, entry)
         raise IndexChanged(path, "its index was wrong") from None

@@ -42,10 +42,11 @@ class Index:
         return len(self.times)
 
 
-def index(path: str | Path, fps: float | None = None) -> Index:
+def index(path: str | Path, fps: float | None = None, frames: int | None = None) -> Index:
     """The index of ``path``, a video file or a folder of numbered images (``fps`` is theirs alone).
 
-    Remembered per process for as long as size and time of change stay. Raises DecodeError if the file cannot
+    frames: how many a complete decode found, if that is known; packets that promise another number are not
+    believed. Remembered per process for as long as size and time of change stay. Raises DecodeError if the file cannot
     be opened or holds no picture.
     """
     path = Path(path)
@@ -56,6 +57,9 @@ def index(path: str | Path, fps: float | None = None) -> Index:
     found = _memory.get(key)
     if found is None:
         found = _by_packets(path) or _by_pictures(path)
+        _memory.put(key, found)
+    if frames is not None and found.pts is not None and frames != len(found):
+        found = _by_pictures(path)
         _memory.put(key, found)
     return found
 
