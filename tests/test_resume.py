@@ -1,7 +1,4 @@
-"""A run that is killed at any moment and resumed is bitwise the run that was not.
-
-``METHODS`` of toy.py are tested; `assert_resumes` takes any other child function with the same arguments.
-"""
+"""A run that is killed at any moment and resumed is bitwise the run that was not."""
 
 from __future__ import annotations
 
@@ -10,15 +7,21 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from toy import METHODS, learn, lines_of, run_child, start, weights_of
+import torch
+from test_methods import BUILDERS
+from torch import Tensor
+from toy import METHODS, ToyStream, learn, lines_of, quiet, run_child, settings, start, weights_of
 
 from tubelet.train import checkpoint
+from tubelet.train.loop import train
+from tubelet.types import Batch
 
-SHORT = {"steps": 6, "save_every": 3, "keep": 1}
+SHORT: dict[str, Any] = {"steps": 6, "save_every": 3, "keep": 1}
 Child = Callable[[str, Path, bool, int | None], None]
 
 
@@ -65,32 +68,24 @@ def test_killed_at_any_line_and_resumed(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["replace", "fsync"])
 def test_killed_at_every_file_operation_of_a_save(moment: str, tmp_path: Path) -> None:
-    """Before each rename and each flush to disk of the whole run, pruning included."""
+    """Before each rename, and every fifth flush to disk, of a whole run, pruning included."""
     learn(METHODS["averaged"](), tmp_path / "whole", **SHORT)
     counter = tmp_path / "count"
-    process = start(_killed_at_call, tmp_path / "counted", False, moment, None, counter)
+    process = start(_killed_at_call, tmp_path / "counted", moment, None, counter)
     process.join(60)
     calls = int(counter.read_text())
     assert calls >= 8
     for call in range(1, calls + 1) if moment == "replace" else range(2, calls + 1, 5):
         run = tmp_path / f"run{call}"
-        process = start(_killed_at_call, run, False, moment, call, counter)
+        process = start(_killed_at_call, run, moment, call, counter)
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
-        learn(
-            METHODS["averaged"](),
-            run,
-            save_every=4,
-            keep=1,
-            resume=bool(checkpoint.found(run / "checkpoints")),
-        )
+        learn(METHODS["averaged"](), run, **SHORT, resume=bool(checkpoint.found(run / "checkpoints")))
         assert_same(run, tmp_path / "whole")
         shutil.rmtree(run)
 
 
-def _killed_at_call(run: Path, resume: bool, moment: str, at: int | None, counter: Path) -> None:
-    from toy import quiet
-
+def _killed_at_call(run: Path, moment: str, at: int | None, counter: Path) -> None:
     quiet()
     calls = 0
     original = getattr(os, moment)
@@ -103,7 +98,7 @@ def _killed_at_call(run: Path, resume: bool, moment: str, at: int | None, counte
         return original(*args)
 
     setattr(os, moment, counting)
-    learn(METHODS["averaged"](), run, **SHORT, resume=resume)
+    learn(METHODS["averaged"](), run, **SHORT)
     counter.write_text(str(calls))
 
 
@@ -120,6 +115,39 @@ def test_killed_from_outside(tmp_path: Path) -> None:
         process.join(60)
     learn(METHODS["one-loss"](), run, resume=bool(checkpoint.found(run / "checkpoints")))
     assert_same(run, tmp_path / "whole")
+
+
+class RealStream(ToyStream):
+    """Clips large enough for masks in blocks; stops the run, as a broken stream would, before step ``cut``."""
+
+    cut: int | None = None
+
+    def clip(self, position: int) -> Tensor:
+        return torch.randn(3, 4, 48, 64, generator=torch.Generator().manual_seed(position))
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        for step, batch in enumerate(ToyStream.batches(self, start_step), start_step):
+            if step == self.cut:
+                raise InterruptedError
+            yield batch
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_real_method_resumes_bitwise(name: str, tmp_path: Path) -> None:
+    """Built anew with other weights: all that counts comes from the checkpoint."""
+    chosen = settings(steps=4, batch_size=2, save_every=2)
+
+    def learn_real(run: Path, seed: int, cut: int | None, resume: bool) -> None:
+        torch.manual_seed(seed)
+        method, stream = BUILDERS[name](), RealStream(batch_size=2)
+        stream.cut = cut
+        train(method, stream, chosen, run, resume=resume)
+
+    learn_real(tmp_path / "whole", 0, None, False)
+    with pytest.raises(InterruptedError):
+        learn_real(tmp_path / "cut", 0, 3, False)
+    learn_real(tmp_path / "cut", 1, None, True)
+    assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

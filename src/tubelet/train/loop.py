@@ -264,7 +264,6 @@ def _autocast(losses: Iterator[Loss], precision: str, device: torch.device) -> I
         if loss is None:
             return
         yield loss
-        del loss  # or it would be held while the next is built
 
 
 def _resolved(settings: TrainSettings, saved: Mapping[str, Any] | None, world: World) -> TrainSettings:
