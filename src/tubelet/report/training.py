@@ -140,7 +140,7 @@ def _data(page: Page, file: Path) -> None:
         page.text(
             "Videos by status: " + ", ".join(f"{count} {status}" for status, count in counts.items()) + "."
         )
-        found = [row for row in found if row["status"] != "ok"]
+        found = [row for row in found if row["status"] not in ("ok", "not scanned")]
     if not found:
         return
     page.table(
