@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tubelet.data.manifest import Video
 from tubelet.errors import UserError
 from tubelet.evaluate import features as under_test
 from tubelet.evaluate.features import Views, cache_folder, extract, read_views
@@ -22,14 +23,6 @@ from tubelet.nn.pixels import Pixels
 from tubelet.nn.vit import ViT
 
 GEOMETRY = Geometry(frames=4, frame_step=2, crop_size=32)
-
-
-@dataclass(frozen=True)
-class Clip:
-    path: Path
-    start: float | None = None
-    end: float | None = None
-    fps: float | None = None
 
 
 def write_video(
@@ -62,8 +55,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def videos(folder) -> list[Clip]:
-    return [Clip(folder / f"{i}.mp4") for i in range(7)]
+def videos(folder) -> list[Video]:
+    return [Video(folder / f"{i}.mp4") for i in range(7)]
 
 
 def encoder(seed: int = 0, geometry: Geometry = GEOMETRY) -> Encoder:
@@ -153,7 +146,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(videos, tmp_path, mo
 
 
 def test_unreadable_videos_are_named_and_left_out(folder, videos, tmp_path):
-    clips = [videos[0], Clip(folder / "broken.mp4"), videos[1], Clip(folder / "missing.mp4")]
+    clips = [videos[0], Video(folder / "broken.mp4"), videos[1], Video(folder / "missing.mp4")]
     for _ in range(2):  # fresh, and from the cache
         found = go(encoder(), clips, tmp_path)
         assert found.rows.tolist() == [0, 2] and sorted(found.excluded) == [1, 3]
@@ -163,7 +156,7 @@ def test_unreadable_videos_are_named_and_left_out(folder, videos, tmp_path):
 
 def test_no_readable_video_is_an_error(folder, tmp_path):
     with pytest.raises(UserError, match=r"none of the 1 videos.*broken\.mp4"):
-        go(encoder(), [Clip(folder / "broken.mp4")], tmp_path)
+        go(encoder(), [Video(folder / "broken.mp4")], tmp_path)
     with pytest.raises(UserError, match="no videos"):
         go(encoder(), [], tmp_path)
 
@@ -229,7 +222,7 @@ def test_views_cover_the_long_side_and_time(videos):
 
 
 def test_a_video_smaller_than_the_crop_is_enlarged(tmp_path):
-    clip = Clip(write_video(tmp_path / "small.mp4", height=16, width=24))
+    clip = Video(write_video(tmp_path / "small.mp4", height=16, width=24))
     assert read_views(clip, GEOMETRY, Views()).shape == (1, 3, 4, 32, 32)
 
 

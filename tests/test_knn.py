@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tubelet.data.manifest import Video
 from tubelet.errors import UserError
 from tubelet.evaluate.knn import knn_scores
 from tubelet.evaluate.metrics import Predictions, difference, estimates, macro_recall, top1
 from tubelet.evaluate.tasks import few_labels, folds, inner_folds, read_task
 
 
-@dataclass(frozen=True)
-class Clip:
-    path: str = "a.mp4"
-    label: str | None = None
-    split: str | None = None
-    group: str | None = None
-
-
-def clips(labels, splits=None, groups=None) -> list[Clip]:
+def clips(labels, splits=None, groups=None) -> list[Video]:
     n = len(labels)
     return [
-        Clip(f"clip{i}.mp4", labels[i], (splits or [None] * n)[i], (groups or [None] * n)[i])
+        Video(Path(f"clip{i}.mp4"), labels[i], (splits or [None] * n)[i], (groups or [None] * n)[i])
         for i in range(n)
     ]
 

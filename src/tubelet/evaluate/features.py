@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -33,10 +33,10 @@ from tubelet.data import clips
 from tubelet.data.container import DecodeError
 from tubelet.data.decode import read
 from tubelet.data.index import index
+from tubelet.data.manifest import Video
 from tubelet.errors import UserError
+from tubelet.export.weights import Encoder, Geometry
 from tubelet.files import sync, write_json
-from tubelet.nn.pixels import Pixels
-from tubelet.nn.vit import ViT
 from tubelet.types import Grid
 
 Pool = Literal["mean", "time", "flat", "none"]
@@ -44,49 +44,6 @@ POOLS: tuple[Pool, ...] = ("mean", "time", "flat", "none")
 VERSION = 1  # part of every key; raise it when numbers change for the same inputs
 TODO, DONE, UNREADABLE = 0, 1, 2
 COMMIT_EVERY = 2.0  # seconds between flushes to disk: what an interruption can cost
-
-
-class Geometry(Protocol):
-    """The clips that an encoder expects; `tubelet.export.weights.Geometry` has it."""
-
-    @property
-    def frames(self) -> int: ...
-    @property
-    def fps(self) -> float | None: ...
-    @property
-    def frame_step(self) -> int: ...
-    @property
-    def crop_size(self) -> int: ...
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-    @property
-    def std(self) -> tuple[float, ...]: ...
-
-
-class Encoder(Protocol):
-    """A loaded encoder; `tubelet.export.weights.load_encoder` returns one."""
-
-    @property
-    def model(self) -> ViT | Pixels: ...
-    @property
-    def geometry(self) -> Any: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-
-
-class Video(Protocol):
-    """What an extraction needs of a video; `tubelet.data.manifest.Video` has it."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def start(self) -> float | None: ...
-    @property
-    def end(self) -> float | None: ...
-    @property
-    def fps(self) -> float | None: ...
 
 
 @dataclass(frozen=True)

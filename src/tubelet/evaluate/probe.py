@@ -15,10 +15,11 @@ from torch import Tensor
 from tubelet.data.manifest import Manifest, read_manifest
 from tubelet.errors import UserError
 from tubelet.evaluate.attentive import AttentiveSettings
-from tubelet.evaluate.features import Encoder, Pool, Views, extract
+from tubelet.evaluate.features import Pool, Views, extract
 from tubelet.evaluate.metrics import Estimate
 from tubelet.evaluate.score import KINDS, Kind, Scored, score
 from tubelet.evaluate.tasks import Task, read_task
+from tubelet.export.weights import Encoder
 from tubelet.files import replace_file, write_json
 from tubelet.nn.pixels import Pixels
 

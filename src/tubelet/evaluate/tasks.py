@@ -9,29 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from tubelet.data.manifest import Video
 from tubelet.errors import UserError, nearest
 
 TRAIN = frozenset({"train", "training"})
 VALIDATION = frozenset({"val", "valid", "validation", "dev"})
 TEST = frozenset({"test", "testing"})
-
-
-class Labelled(Protocol):
-    """What a task needs of a video; `tubelet.data.manifest.Video` has it."""
-
-    @property
-    def path(self) -> object: ...
-    @property
-    def label(self) -> str | None: ...
-    @property
-    def split(self) -> str | None: ...
-    @property
-    def group(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Fold:
 
 
 def read_task(
-    videos: Sequence[Labelled],
+    videos: Sequence[Video],
     source: str,
     unlabelled: str = "error",
     excluded: Sequence[int] = (),
