@@ -58,7 +58,9 @@ class Augment:
 
     def __call__(self, clips: Sequence[Tensor], seed: int, positions: Sequence[int]) -> Tensor:
         """float32 [B, 3, T, crop_size, crop_size], normalised, from B uint8 clips [T, H, W, 3] of any sizes."""
-        boxes = [self.box(*clip.shape[1:3], seed, p) for clip, p in zip(clips, positions, strict=True)]
+        boxes = [
+            self.box(clip.shape[1], clip.shape[2], seed, p) for clip, p in zip(clips, positions, strict=True)
+        ]
         cut = [resample(clip, box, self.crop_size) for clip, box in zip(clips, boxes, strict=True)]
         return normalise(torch.stack(cut), self.mean, self.std)
 
@@ -96,7 +98,11 @@ class CenterCrop:
 
     def __call__(self, clips: Sequence[Tensor]) -> Tensor:
         """float32 [B, views, 3, T, crop_size, crop_size], normalised, from B uint8 clips [T, H, W, 3]."""
-        cut = [resample(clip, box, self.crop_size) for clip in clips for box in self.boxes(*clip.shape[1:3])]
+        cut = [
+            resample(clip, box, self.crop_size)
+            for clip in clips
+            for box in self.boxes(clip.shape[1], clip.shape[2])
+        ]
         return normalise(torch.stack(cut), self.mean, self.std).unflatten(0, (len(clips), self.views))
 
     def boxes(self, height: int, width: int) -> list[Box]:
@@ -110,18 +116,17 @@ class CenterCrop:
 
 
 def resample(clip: Tensor, box: Box, size: int) -> Tensor:
-    """float32 [3, T, size, size], 0 to 255: the ``box`` of a uint8 clip [T, H, W, 3]."""
-    part = clip[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    # [T, 3, h, w], channels last in memory as it was decoded, which interpolate reads as it is
-    shown = F.interpolate(
-        part.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", align_corners=False
-    )
+    """[3, T, size, size], 0 to 255, uint8 on the CPU and float32 elsewhere: a ``box`` of uint8 [T, H, W, 3]."""
+    part = clip[:, box.top : box.top + box.height, box.left : box.left + box.width].permute(0, 3, 1, 2)
+    # The CPU has a fast bilinear for bytes, thrice that for floats; other devices have none for bytes.
+    part = part if clip.device.type == "cpu" else part.float()
+    shown = F.interpolate(part, (size, size), mode="bilinear", align_corners=False)
     return (shown.flip(-1) if box.flip else shown).transpose(0, 1)
 
 
 def normalise(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """In place: pixels 0 to 255 of [B, 3, T, H, W] to deviations from ``mean``, in units of ``std``."""
+    """float32: pixels 0 to 255 of [B, 3, T, H, W] to deviations from ``mean``, in units of ``std``."""
     shape = (1, -1, 1, 1, 1)
     m = torch.tensor(mean, device=clips.device).reshape(shape) * 255
     s = torch.tensor(std, device=clips.device).reshape(shape) * 255
-    return clips.contiguous().sub_(m).div_(s)
+    return clips.to(torch.float32, copy=True).sub_(m).div_(s)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -37,7 +38,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         # "file:" and an absolute path: a colon or a per cent sign in a name means nothing special then.
         container = av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace")
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise DecodeError(path, f"cannot be opened as video ({_glance(path) or plain(error)})") from error
     with container:
         streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
@@ -59,7 +60,7 @@ def packets(container: InputContainer, stream: VideoStream, errors: list[str]) -
             packet = next(demuxed)
         except StopIteration:
             return
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             errors.append(plain(error))
             return
         if packet.size:  # an empty packet would tell the decoder that the stream is over
@@ -71,19 +72,19 @@ def pictures(stream: VideoStream, source: Iterator[Packet], errors: list[str]) -
     for packet in source:
         try:
             frames = stream.decode(packet)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             errors.append(plain(error))
             continue
         yield from frames
     try:
         frames = stream.decode(None)
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         errors.append(plain(error))
         return
     yield from frames
 
 
-def plain(error: av.FFmpegError | EOFError) -> str:
+def plain(error: FFmpegError | EOFError) -> str:
     """FFmpeg's words for an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -94,7 +94,7 @@ def iterate(
     except _OrderFailed:
         forget_stamps(path)
         raise IndexChanged(path, "its index was wrong") from None
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise DecodeError(path, plain(error)) from error
 
 
@@ -167,7 +167,7 @@ def _from_key(
     """Pictures from the key frame with time stamp ``pts`` on; raises _SeekFailed if it is not one."""
     try:
         container.seek(dts, stream=stream, backward=True)
-    except av.FFmpegError:
+    except FFmpegError:
         raise _SeekFailed from None
 
     def from_key() -> Iterator[Packet]:

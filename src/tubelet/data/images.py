@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
 from .container import DecodeError, plain
@@ -52,12 +53,12 @@ def iterate(folder: Path, wanted: np.ndarray, short_side: int | None) -> Iterato
     for number in wanted:
         try:
             yield convert(picture(files[number]))
-        except (av.FFmpegError, EOFError) as error:
+        except (FFmpegError, EOFError) as error:
             raise DecodeError(folder, f"{files[number].name}: {plain(error)}") from error
 
 
 def picture(file: Path) -> VideoFrame:
-    """The image in ``file``; raises av.FFmpegError or EOFError."""
+    """The image in ``file``; raises FFmpegError or EOFError."""
     with av.open(f"file:{os.path.abspath(file)}", metadata_errors="replace") as container:
         for frame in container.decode(video=0):
             return frame

@@ -226,10 +226,19 @@ def _check(video: Video, source: Path, where: str) -> None:
 
 
 _SCANNED = {"status", "codec", "size", "mtime_ns"}
-_KIND: dict[str, type] = dict.fromkeys(("status", "codec", "reason"), str) | dict.fromkeys(
-    ("duration", "fps"), float
-)
-_KIND |= dict.fromkeys(("frames", "width", "height", "rotation", "size", "mtime_ns"), int)
+_KIND: dict[str, type] = {
+    "status": str,
+    "codec": str,
+    "reason": str,
+    "duration": float,
+    "fps": float,
+    "frames": int,
+    "width": int,
+    "height": int,
+    "rotation": int,
+    "size": int,
+    "mtime_ns": int,
+}
 
 
 def _number(text: str | None, kind: type, name: str, source: Path, where: str) -> Any:

@@ -6,7 +6,6 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -66,7 +65,7 @@ class Turn:
 
 UPRIGHT = Turn(0, False)
 # By the signs of (a, b, c, d) in x' = a x + c y, y' = b x + d y, with y pointing down.
-_TURNS = {
+_TURNS: dict[tuple[int, ...], Turn] = {
     (1, 0, 0, 1): UPRIGHT,
     (0, -1, 1, 0): Turn(90, False),
     (-1, 0, 0, -1): Turn(180, False),
@@ -81,7 +80,7 @@ _TURNS = {
 def turn_of(frame: VideoFrame) -> Turn:
     """What the display matrix asks for; upright where it is missing or not a multiple of 90 degrees."""
     try:
-        found = frame.side_data.get(SideData.DISPLAYMATRIX)
+        found = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 knows fewer kinds of side data than FFmpeg; the angle alone it finds itself
         turns = {turn.degrees % 360: turn for turn in _TURNS.values() if not turn.flipped}
         return turns.get(frame.rotation % 360, UPRIGHT)
@@ -91,5 +90,5 @@ def turn_of(frame: VideoFrame) -> Turn:
     a, b, _, c, d, *_ = struct.unpack("<9i", matrix)  # 16.16 fixed point
     largest = max(abs(a), abs(b), abs(c), abs(d))
     # Only which axis goes where counts, for a matrix may also stretch; slanted and zero ones are ignored.
-    signs = tuple((v > 0) - (v < 0) if abs(v) * 100 > largest else 0 for v in (a, b, c, d))
-    return _TURNS.get(signs, UPRIGHT)
+    axes = [(v > 0) - (v < 0) if abs(v) * 100 > largest else 0 for v in (a, b, c, d)]
+    return _TURNS.get(tuple(axes), UPRIGHT)

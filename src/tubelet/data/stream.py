@@ -174,9 +174,9 @@ class Stream:
     def write_report(self, out: str | Path) -> None:
         """Writes the `report` as CSV."""
         with replace_file(Path(out)) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, REPORT)
-            table.writeheader()
-            table.writerows(self.report())
+            table = csv.writer(file)
+            table.writerow(REPORT)
+            table.writerows(row.values() for row in self.report())
 
     def close(self) -> None:
         """Stops the workers; `batches` starts new ones."""
@@ -232,7 +232,8 @@ class Stream:
             raise UserError(
                 f"{self._replaced} of {self._seen} clips could not be read and were replaced by others, more than "
                 f"max_replaced={self.max_replaced:g} allows:\n{_named(self.videos, self._reasons)}\n"
-                f"Scan the data (tubelet scan) and train on the manifest, which leaves such files out, or raise max_replaced"
+                "Scan the data (tubelet scan) and train on the manifest, which leaves such files out, or raise "
+                "max_replaced"
             )
 
 
@@ -353,7 +354,7 @@ def _named(videos: tuple[Video, ...], reasons: Mapping[int, str], most: int = 10
     return "\n".join(lines + [f"  and {len(reasons) - most} more"] * (len(reasons) > most))
 
 
-def _explained(error: RuntimeError, workers: int) -> RuntimeError:
+def _explained(error: RuntimeError, workers: int) -> RuntimeError | UserError:
     said = str(error).splitlines()[0] if str(error) else ""
     if "DataLoader timed out" in said:
         return UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -49,7 +50,7 @@ def inspect(path: str | Path, beat: Callable[[], None] = lambda: None) -> Verdic
         return _images(path, beat) if path.is_dir() else _video(path, beat)
     except DecodeError as error:
         return Verdict("unreadable", reason=error.reason)
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         return Verdict("unreadable", reason=plain(error))
 
 
@@ -112,7 +113,7 @@ def _images(folder: Path, beat: Callable[[], None]) -> Verdict:
         beat()
         try:
             frame = images.picture(file)
-        except (av.FFmpegError, EOFError) as error:
+        except (FFmpegError, EOFError) as error:
             bad.append(f"{file.name}: {plain(error)}")
             continue
         size = size or (frame.width, frame.height)
