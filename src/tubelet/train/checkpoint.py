@@ -54,11 +54,11 @@ def save(
     method: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
-    on_save: Callable[[Path], None] | None = None,
+    on_save: Callable[[Path, int], None] | None = None,
 ) -> Path:
     """Write the checkpoint of ``step`` into ``folder``; it appears under its name only once it is on disk.
 
-    on_save: writes further files into the unfinished checkpoint. Raises UserError if something cannot be
+    on_save(folder, step): writes further files into the unfinished checkpoint. Raises UserError if something cannot be
     written (a full disk); nothing of it stays, and earlier checkpoints are untouched.
     """
     target = step_path(folder, step)
@@ -69,7 +69,7 @@ def save(
             _write_tensors(method, draft / "method.safetensors")
             _write_tensors(optimizer, draft / "optimizer.safetensors")
             if on_save is not None:
-                on_save(draft)
+                on_save(draft, step)
             about = {
                 "format": FORMAT,
                 "step": step,

@@ -64,14 +64,14 @@ def train(
     knobs: Mapping[str, Any] | None = None,
     flops: Flops | None = None,
     monitors: Sequence[Monitor] = (),
-    on_save: Callable[[Path], None] | None = None,
+    on_save: Callable[[Path, int], None] | None = None,
     resume: bool = False,
 ) -> Summary:
     """Train ``method`` for ``settings.steps`` steps in the folder ``run``, or go on where it stopped.
 
     method: already on ``world.device`` (default: one process, CPU). knobs: what the user chose; a resume with
     others is refused. monitors: called before step 0, every ``settings.monitor_every`` steps, and after the
-    last, whose line has the number ``settings.steps``. on_save: writes further files (an encoder) into a
+    last, whose line has the number ``settings.steps``. on_save(folder, step): writes further files (an encoder) into a
     checkpoint before it is complete. ``stream`` is closed in the end.
 
     On CPU, a run that was stopped or killed at any moment and resumed gives bitwise the losses and weights of
@@ -85,8 +85,7 @@ def train(
     with ExitStack() as stack:
         stack.callback(stream.close)
         stop = stack.enter_context(catch_signals())
-        if world.main:
-            stack.enter_context(sole_owner(run))
+        world.on_main(lambda: stack.enter_context(sole_owner(run)))
         saved = world.on_main(lambda: enter(run, resume))
         settings = _resolved(settings, saved, world)
         if saved:
@@ -156,6 +155,7 @@ def train(
             clock = time.perf_counter()
             batch = next(batches).to(world.device)
             waited = time.perf_counter() - clock
+            assert len(batch) * world.size == settings.batch_size, "the stream has another batch size"
             try:
                 learned = take_step(method, optimizer, batch, moment, settings, world)
             except FloatingPointError as error:

@@ -115,11 +115,12 @@ def open_report(run: Path, start: int, total: int, tensorboard: bool = False) ->
         console=console,
         disable=not console.is_terminal,
     )
-    level = log.level
+    level, propagate = log.level, log.propagate
     # unbuffered: a full disk shows when a line is written, not again when the file is closed
     with FileIO(run / "metrics.jsonl", "a") as metrics, FileIO(run / "train.log", "a") as train_log:
         handlers = [_ToFile(train_log), to_terminal]
         log.setLevel(logging.INFO)
+        log.propagate = False  # a handler above would print every message again
         for handler in handlers:
             log.addHandler(handler)
         try:
@@ -129,6 +130,7 @@ def open_report(run: Path, start: int, total: int, tensorboard: bool = False) ->
             for handler in handlers:
                 log.removeHandler(handler)
             log.setLevel(level)
+            log.propagate = propagate
             if board is not None:
                 board.close()
 
