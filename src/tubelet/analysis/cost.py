@@ -127,7 +127,7 @@ def backward_flops(module: nn.Module, context: int, target: int = 0) -> int:
 
 
 def paper_flops(works: Iterable[Work]) -> float:
-    """FLOPs of one clip as the SALT paper counts (arXiv 2509.24317, §5.4 of our notes).
+    """FLOPs of one clip as the SALT paper counts (arXiv 2509.24317).
 
     6 N D for trained networks, 2 N D for frozen ones: N parameters, embeddings included, D tokens; attention's
     quadratic part is left out.
