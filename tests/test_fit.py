@@ -55,6 +55,7 @@ def test_short_and_small_videos_are_sampled_more_closely() -> None:
     found = fitted(VIDEOMAE, footage=short)
     assert (found.frame_step, found.crop_size) == (3, 80)
     assert fitted(VIDEOMAE, footage=Footage(1, [50], [30.0], [90])).batch_size == 1
+    assert fitted(VIDEOMAE, footage=Footage(1, [5000], [30.0], [90])).batch_size == 64
 
 
 def test_v_jepa_2_spaces_frames_by_the_videos_own_rate() -> None:

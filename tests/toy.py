@@ -202,7 +202,7 @@ def monitor(moment: Moment, method: Method) -> Mapping[str, float]:
     return {"repr/probe": float(next(method.parameters()).sum() + torch.rand(()))}
 
 
-def note_encoder(folder: Path) -> None:
+def note_encoder(folder: Path, step: int) -> None:
     """Stands for an encoder that is saved with the checkpoint."""
     (folder / "encoder").mkdir()
     (folder / "encoder" / "weights").write_bytes(b"x" * 1000)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,14 +79,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Writes a CSV file whole or not at all; ``columns`` (default: the first row's keys) are its header."""
-    with replace_file(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns or (rows[0] if rows else ())))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _explained(error: OSError, path: Path) -> OSError | UserError:

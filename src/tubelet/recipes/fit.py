@@ -64,19 +64,20 @@ class Paper:
 
 @dataclass(frozen=True)
 class Footage:
-    """What is known of the videos: frames, frames per second and short side of each (unknown ones left out)."""
+    """What is known of the videos: frames, frames per second and short side of each, in pixels."""
 
     videos: int
     frames: list[int]
     fps: list[float]
     short_side: list[int]
 
-    def windows(self, span: Callable[[float], float]) -> int:
-        """How many clips of ``span(fps)`` frames fit, at least one a video."""
-        known = sum(
-            max(1, int(n // max(1.0, span(rate)))) for n, rate in zip(self.frames, self.fps, strict=True)
-        )
-        return max(self.videos, known)
+    def windows(self, seconds: float) -> int:
+        """How many stretches of that many seconds there are, at least one a video."""
+        return sum(max(1, int(n / rate / seconds)) for n, rate in zip(self.frames, self.fps, strict=True))
+
+    def seconds(self, frames: int, fps: float | None, frame_step: int | None) -> float:
+        """How long a clip lasts, at the videos' median rate."""
+        return frames / (fps or statistics.median(self.fps) / (frame_step or 1))
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Fit:
     clip_per: Literal["all", "module"]
     clip_from: int
     windows: int
+    window: float
     momentum: tuple[float, float] | None
     reasons: dict[str, str]
 
@@ -133,17 +135,23 @@ def fit(
         + (", at most 112 on a CPU" if on_cpu else "")
     )
 
-    windows = footage.windows(lambda rate: knobs.frames * (rate / fps if fps else frame_step or 1))
+    window = footage.seconds(knobs.frames, fps, frame_step)
+    windows = footage.windows(window)
     cap = 64 if on_cpu else 256
-    batch = knobs.batch_size or 2 ** int(math.log2(min(cap, footage.videos * knobs.clips_per_video)))
+    batch = knobs.batch_size or 2 ** int(math.log2(min(cap, windows * knobs.clips_per_video)))
     why["batch_size"] = (
-        _given(knobs.batch_size) or f"largest power of two up to {cap} that {footage.videos} videos fill"
+        _given(knobs.batch_size) or f"largest power of two up to {cap} that {windows} windows fill"
     )
 
-    steps = knobs.steps or _steps(
-        paper, knobs, windows, batch, device, step_flops(model, crop), flops_per_s, why
-    )
-    why.setdefault("steps", "given")
+    if known_steps is not None:
+        steps, why["steps"] = known_steps, "as the run began"
+    elif knobs.steps is not None:
+        steps, why["steps"] = max(1, round(knobs.steps * share)), "given"
+    else:
+        flops = step_flops(model, crop)
+        steps = max(1, round(share * _steps(paper, knobs, windows, batch, device, flops, flops_per_s, why)))
+    if share != 1 and known_steps is None:
+        why["steps"] += f"; {share:.0%} of them for this stage"
 
     width = parse_size(model).dim
     scale = math.sqrt(batch / paper.batch_size) * MODELS[paper.model].dim / width
@@ -172,6 +180,7 @@ def fit(
         clip_per=paper.clip_per,
         clip_from=round(steps * paper.clip_from / paper.steps),
         windows=windows,
+        window=window,
         momentum=momentum,
         reasons=why,
     )
@@ -212,6 +221,7 @@ def _to_the_letter(paper: Paper, knobs: Knobs, footage: Footage, share: float) -
     fps = knobs.fps if knobs.fps is not None or knobs.frame_step is not None else paper.fps
     frame_step = None if fps else knobs.frame_step or paper.frame_step
     warmup = paper.warmup if knobs.warmup is None else knobs.warmup
+    window = footage.seconds(knobs.frames, fps, frame_step)
     return Fit(
         model=model,
         steps=steps,
@@ -226,7 +236,8 @@ def _to_the_letter(paper: Paper, knobs: Knobs, footage: Footage, share: float) -
         clip=_clip(paper, knobs),
         clip_per=paper.clip_per,
         clip_from=paper.clip_from,
-        windows=footage.windows(lambda rate: knobs.frames * (rate / fps if fps else frame_step or 1)),
+        windows=footage.windows(window),
+        window=window,
         momentum=paper.momentum,
         reasons={"schedule": f"to the letter: {paper.source}"},
     )

@@ -43,7 +43,9 @@ def look_at(manifest: Manifest) -> Footage:
         fps.append(len(found) / found.duration if found.duration > 0 else 25.0)
         sides.append(min(picture.shape[1:3]))
     if not frames:
-        raise UserError(f"{manifest.source}: none of the first looks at {len(videos)} videos found a readable one")
+        raise UserError(
+            f"{manifest.source}: none of the first looks at {len(videos)} videos found a readable one"
+        )
     repeat = np.resize(np.arange(len(frames)), len(videos))
     return Footage(len(videos), [frames[i] for i in repeat], [fps[i] for i in repeat], sides)
 

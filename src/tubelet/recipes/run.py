@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -24,13 +25,13 @@ from tubelet.data.manifest import read_manifest
 from tubelet.data.stream import Stream
 from tubelet.errors import UserError
 from tubelet.export.weights import Geometry, load_encoder, save_encoder
-from tubelet.files import write_json, write_rows, write_text
+from tubelet.files import write_json, write_text
 from tubelet.masks import MultiBlockMask, RandomMask, TubeMask
 from tubelet.methods.method import Method
 from tubelet.nn.tokens import build_positions
 from tubelet.nn.vit import ViT, build_vit, parse_size
-from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.fit import Fit, Paper, fit, init_std
+from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.knobs import Knobs
 from tubelet.report.training import load_metrics, run_report
 from tubelet.train import checkpoint
@@ -44,6 +45,7 @@ from tubelet.types import Grid, MaskSampler, Moment
 log = logging.getLogger("tubelet")
 PROBE_CLIPS = 32
 FLIP = 0.5
+SLOW_DATA = 0.2  # share of the time spent waiting from which something is worth changing
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def pretrain(
             area=(knobs.min_area, 1.0),
             flip=FLIP if knobs.flip is None else knobs.flip,
             clips_per_video=knobs.clips_per_video,
+            windows=chosen.window,
             workers=knobs.workers,
             cache_dir=knobs.cache_dir,
             max_replaced=knobs.max_replaced,
@@ -155,12 +158,12 @@ def pretrain(
                 knobs=_identity(recipe, knobs, own, chosen, data_digest),
                 flops=lambda moment: _clip_flops(method, chosen.crop_size, knobs, moment),
                 monitors=monitors,
-                on_save=lambda folder: save_encoders(folder, checkpoint.step_of(folder)),
+                on_save=save_encoders,
                 resume=knobs.resume,
             )
         finally:
             if world.main and out.is_dir():
-                write_rows(out / "data_report.csv", stream.report())
+                stream.write_report(out / "data_report.csv")
         if not world.main:
             return Finished(out, method, summary, Verdict("too early", None, ""))
         save_encoders(out, summary.steps)
@@ -194,8 +197,8 @@ def announce(recipe: str, chosen: Fit, method: Method, flops: Mapping[str, float
         table.add_column(column)
     values = describe(chosen)
     for name, reason in chosen.reasons.items():
-        shown = values.get(name)
-        table.add_row(name, f"{chosen.lr.describe()}" if name == "lr" else str(shown), reason)
+        shown = f"{values['lr']['peak']:.3g} at its peak" if name == "lr" else str(values.get(name))
+        table.add_row(name, shown, reason)
     console = Console(stderr=True)
     console.print(table)
     total = sum(flops.values()) * chosen.batch_size * chosen.steps
@@ -252,6 +255,12 @@ def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_
             "windows": chosen.windows,
         },
     )
+    waited = [row["time/data_frac"] for row in rows if "time/data_frac" in row]
+    if waited and statistics.median(waited) > SLOW_DATA:
+        log.info(
+            f"training waited for videos {statistics.median(waited):.0%} of the time: --cache-dir keeps decoded "
+            "frames, --clips-per-video cuts several clips from each read, --workers reads with more processes"
+        )
     log.info(health.sentence)
     log.info(best.sentence)
     run_report(out)

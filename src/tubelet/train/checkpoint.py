@@ -58,8 +58,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of ``step`` into ``folder``; it appears under its name only once it is on disk.
 
-    on_save(folder, step): writes further files into the unfinished checkpoint. Raises UserError if something cannot be
-    written (a full disk); nothing of it stays, and earlier checkpoints are untouched.
+    on_save(folder, step): writes further files into the unfinished checkpoint. Raises UserError if something
+    cannot be written (a full disk); nothing of it stays, and earlier checkpoints are untouched.
     """
     target = step_path(folder, step)
     assert not target.exists(), f"{target} is there already"

@@ -71,8 +71,8 @@ def train(
 
     method: already on ``world.device`` (default: one process, CPU). knobs: what the user chose; a resume with
     others is refused. monitors: called before step 0, every ``settings.monitor_every`` steps, and after the
-    last, whose line has the number ``settings.steps``. on_save(folder, step): writes further files (an encoder) into a
-    checkpoint before it is complete. ``stream`` is closed in the end.
+    last, whose line has the number ``settings.steps``. on_save(folder, step): writes further files (an
+    encoder) into a checkpoint before it is complete. ``stream`` is closed in the end.
 
     On CPU, a run that was stopped or killed at any moment and resumed gives bitwise the losses and weights of
     one that was not. Raises UserError: ``run`` holds a run (without ``resume``) or none (with it), other
