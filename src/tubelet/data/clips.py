@@ -31,11 +31,11 @@ def by_fps(times: np.ndarray, frames: int, fps: float, at: float) -> np.ndarray:
     frame that stays longer is taken more often, and above the video's own rate frames repeat.
     """
     assert len(times) > 0 and frames > 0 and fps > 0 and 0 <= at < 1
-    typical = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    room = times[-1] - times[0] - (frames - 1) / fps  # how much later than the first frame a clip may start
+    gaps = np.diff(times) if len(times) > 1 else np.zeros(1)
     # A quarter frame of tolerance: time stamps are rounded (Matroska: to 1 ms), frames do not move for it.
-    slack = typical / 4
-    start = _on_screen(times, times[0] + at * (room + typical)) if room > -slack else 0
+    slack = float(gaps.min()) / 4
+    room = times[-1] - times[0] - (frames - 1) / fps  # how much later than the first frame a clip may start
+    start = _on_screen(times, times[0] + at * (room + float(np.median(gaps)))) if room > -slack else 0
     return _on_screen(times, times[start] + np.arange(frames) / fps + slack)
 
 

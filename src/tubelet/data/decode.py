@@ -191,6 +191,8 @@ def _from_key(
                 raise _SeekFailed
             started = True
         yield frame
+    if not started:
+        raise _SeekFailed
 
 
 def _stamp(frame: VideoFrame) -> int:
