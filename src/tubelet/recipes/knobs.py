@@ -60,7 +60,8 @@ class Knobs:
     flip: float | None = knob(
         None, "probability of a horizontal flip; 0 where left and right differ in meaning"
     )
-    min_area: float = knob(0.3, "smallest share of the picture that a random crop covers")
+    area: tuple[float, float] = knob((0.3, 1.0), "random crops: smallest and largest share of the picture")
+    aspect: tuple[float, float] = knob((0.75, 1.35), "random crops: smallest and largest width to height")
     clips_per_video: int = knob(1, "clips cut from a video each time that it is read")
     max_replaced: float = knob(0.05, "stop when more than this share of clips cannot be read")
     workers: int | None = knob(
@@ -106,7 +107,7 @@ class Knobs:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}={value}: must be above 0")
-        for name in ("flip", "context_frames", "min_area", "max_replaced", "mask_ratio"):
+        for name in ("flip", "context_frames", "max_replaced", "mask_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name}={value}: must lie between 0 and 1")
