@@ -147,7 +147,7 @@ def _ending(name: str) -> str:
 def _places(parts: list[tuple[str, ...]]) -> tuple[list[str] | None, list[str] | None, str | None]:
     """Labels, splits, and a sentence on them, from the paths' parts below the folder."""
     depths = {len(p) for p in parts}
-    top = {p[0] for p in parts}
+    top = {p[0] for p in parts if p}
     only_splits = all(name.lower() in SPLITS for name in top)
     if depths == {2} and only_splits:
         return None, [SPLITS[p[0].lower()] for p in parts], f"splits taken from the folders: {_some(top)}"

@@ -122,7 +122,8 @@ def write_world(
 ) -> list[dict[str, str]]:
     """Renders clips 0 to ``count`` of the world ``seed`` into ``folder``; files that are there are kept.
 
-    Returns a row per clip: path, motion, appearance. size: height and width in pixels, even. workers: processes (default: one per core).
+    Returns a row per clip: path, motion, appearance. size: height and width in pixels, even. workers: processes
+    (default: one per core).
     """
     folder.mkdir(parents=True, exist_ok=True)
     workers = workers or os.cpu_count() or 1
