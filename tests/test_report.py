@@ -289,7 +289,8 @@ def write_run(folder: Path, finished: bool = True) -> Path:
         "steps": 40,
         "model": "vit_tiny",
         "batch_size": 8,
-        "reasons": {"batch_size": "what 9 videos fill"},
+        "lr": {"schedule": "WarmupCosine", "peak": 0.00123456},
+        "reasons": {"batch_size": "what 9 videos fill", "lr": "scaled"},
     }
     config = {"recipe": "vjepa", "knobs": {"data": "clips", "seed": 3}, "chosen": chosen}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -333,6 +334,7 @@ def test_page_of_a_finished_run_tells_all(tmp_path):
         "<code>encoder/</code> holds the teacher",
         "0.400 to 0.600",
         "what 9 videos fill",
+        "WarmupCosine: peak 0.001235",
     ):
         assert said in text, said
 

@@ -40,6 +40,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": _LINE,
     "grid.linewidth": 0.6,
 }
+_FLAT = 0.05  # an axis spans at least this share of its values: what hardly moves shall look so
 _POINTS = 300  # more than a panel has pixels for
 
 
@@ -141,6 +142,12 @@ def _lines(axes: Axes, panel: Panel, style: dict[str, int]) -> None:
             axes.fill_between(line.x, low, high, color=_COLOURS[place], alpha=0.15, linewidth=0)
     if panel.log:
         axes.set_yscale("log")
+    else:
+        low, high = axes.get_ylim()
+        room = _FLAT * max(abs(low), abs(high)) - (high - low)
+        if room > 0:
+            axes.set_ylim(low - room / 2, high + room / 2)
+        axes.ticklabel_format(axis="y", useOffset=False)
     if panel.level is not None:
         name, value = panel.level
         axes.axhline(value, color=_SOFT, linewidth=0.9, linestyle=(0, (2, 2)))

@@ -23,12 +23,12 @@ _HEALTH = {
     "repr/rankme": "Effective rank (RankMe)",
     "repr/std": "Spread over clips",
     "repr/mean_norm": "Norm of the mean token",
-    "repr/agreement": "Teacher and student agree (CKA)",
-    "repr/cosine": "Teacher and student agree (cosine)",
+    "repr/agreement": "Two encoders agree (CKA)",
+    "repr/cosine": "Two encoders agree (cosine)",
 }
 _SPEED = {
     "throughput/clips_per_s": "Clips per second",
-    "time/data_frac": "Share of time spent waiting for data",
+    "time/data_frac": "Time waiting for data",
     "data/replaced_frac": "Share of clips replaced",
 }
 

@@ -43,7 +43,7 @@ def draw_table(
     if groups:
         cells = "".join(f'<th colspan="{span}">{escape(name)}</th>' for name, span in groups)
         over = f'<tr class="group"><th></th>{cells}</tr>'
-    words = [all(_is_word(row[place]) for row in rows) for place in range(len(columns))]
+    words = [any(_is_word(row[place]) for row in rows) for place in range(len(columns))]
     head = "".join(
         f'<th scope="col"{_LEFT if left else ""}>{escape(name)}</th>'
         for name, left in zip(columns, words, strict=True)
@@ -55,7 +55,7 @@ def draw_table(
 
 
 def _is_word(cell: str | Cell) -> bool:
-    """Numbers stand on the right, so that their digits stand under each other; words on the left."""
+    """Columns of numbers stand on the right, digits under digits; any word in a column puts it on the left."""
     return isinstance(cell, str) and not re.match(r"[-–+]?\d|–$", cell)
 
 

@@ -191,13 +191,27 @@ def _setup(page: Page, config: dict[str, Any], env: dict[str, Any]) -> None:
         chosen = config["chosen"]
         page.table(
             ["knob", "value", "because"],
-            [[name, str(chosen.get(name, "")), reason] for name, reason in reasons.items()],
+            [[name, _value(chosen.get(name)), reason] for name, reason in reasons.items()],
             "What was chosen, and why.",
         )
     if env.get("command"):
         page.code(" ".join(env["command"]))
     page.fold("all knobs", yaml.safe_dump(config.get("knobs", {}), sort_keys=False, allow_unicode=True))
     page.fold("environment", json.dumps(env, indent=2, ensure_ascii=False))
+
+
+def _value(value: Any) -> str:
+    """A knob's value as people read it; a schedule by its name and numbers."""
+    match value:
+        case None:
+            return "–"
+        case float():
+            return f"{value:.4g}"
+        case {"schedule": name, **numbers}:
+            return f"{name}: " + ", ".join(f"{key} {_value(number)}" for key, number in numbers.items())
+        case list():
+            return ", ".join(map(_value, value))
+    return str(value)
 
 
 def _json(file: Path) -> dict[str, Any]:
