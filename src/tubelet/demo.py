@@ -62,7 +62,6 @@ SAME: dict[str, Any] = {
     "flip": 0.0,  # a mirror turns left into right
     "mask": "random",
     "mask_kinds": 1,
-    "positions_base": 10.0,
     "init_std": 0.08,
     "weight_decay": 0.05,
     "warmup": 60,
@@ -72,8 +71,8 @@ SAME: dict[str, Any] = {
     "seed": 0,
 }
 STAGES: dict[str, dict[str, Any]] = {
-    "teacher": {"steps": 900, "lr": 3e-3, "mask_ratio": 0.5, "decoder_dim": 96, "decoder_depth": 1},
-    "student": {"steps": 900, "lr": 2e-3, "mask_ratio": 0.7, "predictor_dim": 96, "predictor_depth": 1},
+    "teacher": {"steps": 700, "lr": 3e-3, "mask_ratio": 0.5, "decoder_dim": 96, "decoder_depth": 1},
+    "student": {"steps": 600, "lr": 2e-3, "mask_ratio": 0.7, "predictor_dim": 96, "predictor_depth": 1},
 }
 TASKS = {
     "motion": "five classes that no single frame tells apart: still, or drifting right, left, down or up.",
@@ -120,6 +119,8 @@ def demo(out: Path) -> Path:
         raise UserError(f"{out} is not empty and holds no demo; choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock(began, _read_seconds(began))
+    # Matrices this small gain little from a second thread, and wait for it long where others use the machine.
+    torch.set_num_threads(1)
     with clock.part("rendering videos"):
         _render(out / "videos", out / "unlabelled.csv", out / "labelled.csv")
     with clock.part("scanning them"):
