@@ -10,6 +10,7 @@ that all readers return the same frames. One process, one thread.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -137,9 +138,9 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     record = {
-        "what": f"clips/s: {FRAMES} of {LENGTH} frames, every {STEP}th, H.264, 1 thread, best of {options.rounds} rounds",
+        "what": f"clips/s: {FRAMES} of {LENGTH} frames, every {STEP}th; H.264, 1 thread, best of {options.rounds}",
         "clips_per_s": results,
-        "torchcodec": absent or "imported",
+        "torchcodec": absent or importlib.metadata.version("torchcodec"),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
         "pyav": av.__version__,
         "commit": commit.stdout.strip() or None,
