@@ -84,13 +84,16 @@ def _add_scan(commands: Any, name: str) -> None:
     parser.add_argument(
         "--timeout", type=float, default=None, help="seconds without progress before a file is given up"
     )
+    parser.add_argument("--rescan", action="store_true", help="read files again that have not changed")
 
 
 def _scan(chosen: argparse.Namespace) -> int:
-    from tubelet.data.scan import scan
+    from tubelet.data.scan import scan, summary
 
     options = {} if chosen.timeout is None else {"timeout": chosen.timeout}
-    scan(chosen.data, chosen.out, workers=chosen.workers, **options)
+    manifest = scan(chosen.data, chosen.out, workers=chosen.workers, rescan=chosen.rescan, **options)
+    for line in summary(manifest):
+        print(line)
     return 0
 
 

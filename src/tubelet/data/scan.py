@@ -25,7 +25,7 @@ from tubelet.errors import UserError
 
 from . import images
 from .container import DecodeError
-from .manifest import MEASURED, Manifest, Video, read_manifest, write_manifest
+from .manifest import MEASURED, STATUSES, Manifest, Video, read_manifest, write_manifest
 from .verdict import Verdict, inspect
 
 log = logging.getLogger("tubelet")
@@ -101,6 +101,31 @@ def scan(
     write_manifest(manifest, out)
     partial.unlink(missing_ok=True)
     return manifest
+
+
+def summary(manifest: Manifest, named: int = 20) -> list[str]:
+    """What a scan found, for people: counts, hours, shapes, the files that are not fine, and what to do next."""
+    videos = manifest.videos
+    counts = {status: [v for v in videos if v.status == status] for status in STATUSES}
+    lines = [
+        *manifest.notes,
+        f"{len(videos)} videos: " + ", ".join(f"{len(found)} {status}" for status, found in counts.items()),
+    ]
+    usable = counts["ok"] + counts["damaged"]
+    if usable:
+        hours = sum(v.duration or 0 for v in usable) / 3600
+        frames = sorted(v.frames or 0 for v in usable)
+        sides = sorted(min(v.width or 0, v.height or 0) for v in usable)
+        lines.append(
+            f"{hours:.2f} hours of footage; {frames[0]} to {frames[-1]} frames (median {frames[len(frames) // 2]}), "
+            f"short side {sides[0]} to {sides[-1]} pixels (median {sides[len(sides) // 2]})"
+        )
+    bad = counts["unreadable"] + counts["damaged"]
+    lines += [f"  {v.status}: {v.path} ({v.reason})" for v in bad[:named]]
+    if len(bad) > named:
+        lines.append(f"  and {len(bad) - named} more, see the column reason")
+    lines.append(f"{manifest.source} can now be given as data; training leaves unreadable files out")
+    return lines
 
 
 def inspect_all(paths: Sequence[Path], workers: int, timeout: float) -> Iterator[tuple[Path, Verdict]]:
