@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
@@ -40,7 +41,7 @@ from tubelet.train.loop import train
 from tubelet.train.parallel import World, join
 from tubelet.train.settings import TrainSettings
 from tubelet.train.spent import Summary
-from tubelet.types import Grid, MaskSampler, Moment
+from tubelet.types import Grid, MaskSampler, Moment, Work
 
 log = logging.getLogger("tubelet")
 PROBE_CLIPS = 32
@@ -91,7 +92,9 @@ def pretrain(
                 knobs,
                 footage,
                 world.device,
-                lambda model, crop: sum(_clip_flops(_meta(knobs, paper, build, model), crop, knobs).values()),
+                lambda model, crop: sum(
+                    _price(_work(_meta(knobs, paper, build, model), crop, knobs)).values()
+                ),
                 share=share,
                 known_steps=earlier["chosen"]["steps"] if earlier else None,
             )
@@ -136,10 +139,11 @@ def pretrain(
                 name = "encoder" if number == 0 else f"encoder-{which}"
                 save_encoder(model, folder / name, geometry, {**origin, "which": which, "step": step})
 
+        price = functools.cache(_price)  # asked for at every step, and nearly always of the same work
         monitors = []
         if world.main:
             monitors.append(HealthMonitor(probe_clips(manifest, geometry, PROBE_CLIPS)))
-            announce(recipe, chosen, method, _clip_flops(method, chosen.crop_size, knobs), len(manifest))
+            announce(recipe, chosen, method, _price(_work(method, chosen.crop_size, knobs)), len(manifest))
             if earlier is None and not checkpoint.found(out / "checkpoints"):
                 config = {
                     "recipe": recipe,
@@ -157,7 +161,7 @@ def pretrain(
                 out,
                 world=world,
                 knobs=_identity(recipe, knobs, own, chosen, data_digest),
-                flops=lambda moment: _clip_flops(method, chosen.crop_size, knobs, moment),
+                flops=lambda moment: price(_work(method, chosen.crop_size, knobs, moment)),
                 monitors=monitors,
                 on_save=save_encoders,
                 resume=knobs.resume,
@@ -315,11 +319,14 @@ def _meta(knobs: Knobs, paper: Paper, build: Build, model: str) -> Method:
         return build(build_vit(model, patch, positions=positions), paper.momentum)
 
 
-def _clip_flops(method: Method, crop: int, knobs: Knobs, moment: Moment | None = None) -> dict[str, float]:
-    """FLOPs of one clip in training, by part."""
-    _, h, w = method.encoder.patch
-    grid = Grid(knobs.frames // method.encoder.patch[0], crop // h, crop // w)
-    work = method.work(grid, moment or Moment(0, 1))
+def _work(method: Method, crop: int, knobs: Knobs, moment: Moment | None = None) -> tuple[Work, ...]:
+    """Every pass that one clip pays for in training."""
+    t, h, w = method.encoder.patch
+    return tuple(method.work(Grid(knobs.frames // t, crop // h, crop // w), moment or Moment(0, 1)))
+
+
+def _price(work: tuple[Work, ...]) -> dict[str, float]:
+    """FLOPs by part."""
     return {name: part.total for name, part in cost(work).parts.items()}
 
 
