@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tubelet.nn.block import Block
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.predictor import Predictor
 from tubelet.nn.tokens import Rotary, SinCos, coordinates, gather, patchify, turn, unpatchify
@@ -67,6 +68,7 @@ def test_residual_branches_are_rescaled_by_depth() -> None:
     torch.manual_seed(0)
     encoder = build_vit("192x6x3")
     for number, block in enumerate(encoder.blocks, start=1):
+        assert isinstance(block, Block)
         assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.02)
         assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
 

@@ -92,8 +92,8 @@ def load_encoder(spec: str | Path, geometry: Geometry | None = None, which: str 
 
     spec: a run folder, an ``encoder/`` folder, a checkpoint folder; ``random:MODEL[@SEED]`` for untrained
     weights; ``random:RUN[@SEED]`` for untrained weights of that run's architecture and geometry; ``pixels`` or
-    ``pixels:RUN`` for the raw-pixel baseline. geometry: overrides what is stored. which: of a run with several encoders, the one to load, such as
-    "teacher" or "student" (default: the one its method recommends).
+    ``pixels:RUN`` for the raw-pixel baseline. geometry: overrides what is stored. which: of a run with several
+    encoders, the one to load, such as "teacher" or "student" (default: the one its method recommends).
     Raises UserError if there is nothing to load, if a file is damaged, or if weights do not fit exactly.
     """
     text = str(spec)
@@ -142,14 +142,12 @@ def _find(path: Path, which: str | None) -> Path:
     wanted = "encoder" if which is None else f"encoder-{which}"
     if wanted not in found:
         names = [name.removeprefix("encoder-") for name in found if name != "encoder"]
-        main = (
-            _read_json(root / "encoder" / "encoder.json")["provenance"].get("which")
-            if "encoder" in found
-            else None
-        )
+        main: str | None = None
+        if "encoder" in found:
+            main = _read_json(root / "encoder" / "encoder.json")["provenance"].get("which")
         if which is not None and which == main:
             return root / "encoder"
-        known = sorted({*names, *([main] if main else [])})
+        known = sorted({*names, main} if main else names)
         raise UserError(
             f'{path} has no encoder "{which}"{nearest(str(which), known)}; it has: {", ".join(known)}'
         )
@@ -182,7 +180,8 @@ def _untrained(text: str, geometry: Geometry | None) -> Encoder:
 
 
 def _stored_geometry(about: dict[str, Any]) -> Geometry:
-    return Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["geometry"].items()})
+    stored: dict[str, Any] = about["geometry"]
+    return Geometry(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
 
 
 def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict[str, Any]) -> Encoder:

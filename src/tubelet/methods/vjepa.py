@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tubelet.methods.method import Method
 from tubelet.nn.predictor import Predictor
@@ -62,8 +63,8 @@ class VJEPA(Method):
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """teacher <- m * teacher + (1 - m) * student."""
-        theirs, ours = list(self.teacher.parameters()), list(self.encoder.parameters())
-        torch._foreach_lerp_(theirs, ours, 1.0 - self.momentum(moment))
+        average = get_ema_multi_avg_fn(self.momentum(moment))
+        average(tuple(self.teacher.parameters()), tuple(self.encoder.parameters()), None)
 
     def encoders(self) -> dict[str, ViT]:
         """The averaged copy is the one that the papers evaluate."""

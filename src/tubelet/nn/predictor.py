@@ -16,7 +16,8 @@ class Predictor(nn.Module):
     context_dim: width of the encoder. dim, depth, heads: of its own blocks. target_dim: width P of what is
     predicted (a teacher's width, or the pixels of a tubelet). mask_tokens: how many learned mask tokens, one
     for each kind of mask (V-JEPA) or one shared. mask_std: 0 starts them at zero (V-JEPA), else a truncated
-    normal of that width (VideoMAE: .02). init_std: width of the weights' first draw. Source: V-JEPA, V-JEPA 2; VideoMAE's decoder has the same form.
+    normal of that width (VideoMAE: .02). init_std: width of the weights' first draw. Source: V-JEPA, V-JEPA 2;
+    VideoMAE's decoder has the same form.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class Predictor(nn.Module):
     def forward(self, context: Tensor, mask: Mask, grid: Grid, kind: int = 0) -> Tensor:
         """Predictions [B, Nt, P] for ``mask.target`` from context tokens [B, Nc, D].
 
-        kind: which mask token stands for the missing tokens; where there are fewer, the last. Tokens keep their order context, then target:
-        attention does not see order, and positions come from the ids.
+        kind: which mask token stands for the missing tokens; where there are fewer, the last. Tokens keep their
+        order context, then target: attention does not see order, and positions come from the ids.
         """
         b, n_target = mask.target.shape
         kind = min(kind, self.mask_token.num_embeddings - 1)

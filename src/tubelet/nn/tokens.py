@@ -93,10 +93,7 @@ class Rotary:
         half = segment // 2
         frequency = self.base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
         angle = coordinates(grid, device).unsqueeze(-1) * frequency  # [N, 3, s/2]
-        if self.legacy:
-            angle = angle.repeat(1, 1, 2)
-        else:
-            angle = angle.repeat_interleave(2, dim=-1)
+        angle = angle.repeat(1, 1, 2) if self.legacy else angle.repeat_interleave(2, dim=-1)
         angle = torch.nn.functional.pad(angle.flatten(1), (0, head_dim - 3 * segment)).unsqueeze(
             0
         )  # [1, N, d]

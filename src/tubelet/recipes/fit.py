@@ -163,7 +163,8 @@ def fit(
     why["warmup"] = _given(knobs.warmup) or f"{paper.warmup / paper.steps:.0%} of the run, as in the paper"
     momentum = paper.momentum
     if momentum is not None:
-        momentum = tuple(_horizon(m, steps / paper.steps) for m in momentum)  # type: ignore[assignment]
+        first, last = momentum
+        momentum = _horizon(first, steps / paper.steps), _horizon(last, steps / paper.steps)
         why["momentum"] = "averages over the same share of the run as the paper"
     return Fit(
         model=model,

@@ -31,7 +31,7 @@ def look_at(manifest: Manifest) -> Footage:
         frames, fps = [int(v.frames or 0) for v in videos], [float(v.fps or 0) for v in videos]
         return Footage(len(videos), frames, fps, [min(int(v.width or 0), int(v.height or 0)) for v in videos])
     frames, fps, sides = [], [], []
-    for place in np.linspace(0, len(videos) - 1, min(LOOKS, len(videos))).round().astype(int):
+    for place in np.linspace(0, len(videos) - 1, min(LOOKS, len(videos))).round().astype(int).tolist():
         video = videos[place]
         try:
             found = index(video.path, video.fps)
@@ -57,9 +57,9 @@ def probe_clips(manifest: Manifest, geometry: Geometry, count: int) -> Tensor:
     video gives several clips of its own. Raises UserError if fewer than two clips can be read.
     """
     videos = manifest.videos
-    segments = max(1, -(-8 // len(videos))) if len(videos) < 8 else 1
+    segments = -(-8 // len(videos))  # from eight videos on: one
     clips: list[Tensor] = []
-    for place in np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int):
+    for place in np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int).tolist():
         try:
             clips.append(read_views(videos[place], geometry, Views(segments=segments)))
         except DecodeError as error:
