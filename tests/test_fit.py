@@ -72,7 +72,8 @@ def test_given_knobs_are_never_overruled() -> None:
     assert (found.frame_step, found.warmup) == (2, 5)
     assert found.lr(Moment(5, 77)) == pytest.approx(1e-2)
     assert fitted(SALT_TEACHER, knobs, share=1 / 3).steps == 26
-    assert fitted(SALT_TEACHER, knobs, share=1 / 3, known_steps=40).steps == 40
+    assert fitted(SALT_TEACHER, knobs, share=1 / 3, known_steps=40).steps == 26
+    assert fitted(SALT_TEACHER, KNOBS, share=1 / 3, known_steps=40).steps == 40
 
 
 @pytest.mark.parametrize(

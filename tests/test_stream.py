@@ -210,7 +210,7 @@ def test_images_by_step_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"batch_size": 8}, "more than the data set's 6 samples"),
+        ({"batch_size": 8}, "more than the 6 samples in"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"clips_per_video": 3}, "multiple of 3"),
         ({"world": 3, "rank": 0}, "multiple of 3"),

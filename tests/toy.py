@@ -239,11 +239,11 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 # -- child processes ---------------------------------------------------------------------------------------
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "tubelet.train.loop"])
+_context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "tubelet.recipes"])
 
 
 def start(target: Callable[..., None], *args: Any) -> BaseProcess:
-    """``target(*args)`` in a new process, forked from a server that has imported torch and nothing more."""
+    """``target(*args)`` in a new process, forked from a server that has imported torch and tubelet and nothing more."""
     process = _context.Process(target=target, args=args)
     process.start()
     return process

@@ -257,7 +257,10 @@ def _probe_folder(chosen: argparse.Namespace) -> Path:
         return Path("eval") / chosen.encoder.replace("/", "_").replace(":", "-") / task
     if (run / "encoder.json").is_file():
         run = run.parent
-    return run / "eval" / (f"{chosen.which}-{task}" if chosen.which else task)
+    task = f"{chosen.which}-{task}" if chosen.which else task
+    if run.parent.name == "checkpoints":  # nothing is added to a checkpoint, and it may be removed
+        return run.parent.parent / "eval" / f"{run.name}-{task}"
+    return run / "eval" / task
 
 
 def _numbers(word: str) -> list[int]:

@@ -86,6 +86,10 @@ class Manifest:
             raise UserError(f"{self.source}: no video has the split {' or '.join(names)}; there are {there}")
         return replace(self, videos=kept)
 
+    def without_labels(self) -> Manifest:
+        """As training sees it: no label can reach a batch."""
+        return replace(self, videos=tuple(replace(v, label=None) for v in self.videos))
+
     def classes(self) -> list[str]:
         """The labels that occur, sorted."""
         return sorted({v.label for v in self.videos if v.label is not None})

@@ -40,6 +40,7 @@ ATTEMPTS = 20  # substitutes tried for one place before the run stops
 JUDGED_AFTER = (
     100  # samples (or an epoch, if that is fewer) before the share of replaced ones means something
 )
+STILLS = 25.0  # pictures a second in a folder of images, where a list does not say
 STILL = 900.0  # seconds without a batch after which a decoder must be stuck
 REPORT = ("path", "status", "clips", "replaced", "reason")
 
@@ -126,12 +127,7 @@ class Stream:
         self.entries = _entries(self.videos, windows, repeats)
         self.samples = len(self.entries) * clips_per_video
         if batch_size > self.samples:
-            per_video = f" x {clips_per_video} clips" if clips_per_video > 1 else ""
-            raise UserError(
-                f"batch_size={batch_size} is more than the data set's {self.samples} samples ({len(self.entries)} "
-                f"videos or windows{per_video}); lower batch_size, cut more clips from each (clips_per_video), let "
-                "long videos count for several (windows=SECONDS), or count each several times (repeats)"
-            )
+            raise UserError(_too_large(manifest, batch_size, len(self.entries), clips_per_video, world))
         if folder is not None and rank == 0:
             cache.check_room(self.videos, side, folder)
         self.order = Order(seed, len(self.entries), clips_per_video, batch_size, rank, world)
@@ -171,12 +167,18 @@ class Stream:
             rows.append(dict(zip(REPORT, values, strict=True)))
         return rows
 
-    def write_report(self, out: str | Path) -> None:
-        """Writes the `report` as CSV."""
-        with replace_file(Path(out)) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+    def write_report(self, out: str | Path, go_on: bool = False) -> None:
+        """Writes the `report` as CSV; with ``go_on`` it is added to the one that an earlier session left there."""
+        out, rows = Path(out), self.report()
+        if go_on and out.is_file():
+            with out.open(newline="", encoding="utf-8") as file:
+                earlier = list(csv.DictReader(file))
+            if [row["path"] for row in earlier] == [row["path"] for row in rows]:
+                rows = [_added(row, before) for row, before in zip(rows, earlier, strict=True)]
+        with replace_file(out) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(REPORT)
-            table.writerows(row.values() for row in self.report())
+            table.writerows(row.values() for row in rows)
 
     def close(self) -> None:
         """Stops the workers; `batches` starts new ones."""
@@ -314,6 +316,21 @@ def _pack(groups: list[_Group]) -> _Pack:
     )
 
 
+def _too_large(manifest: Manifest, batch_size: int, entries: int, clips_per_video: int, world: int) -> str:
+    """What is wrong and what would fit, in knobs that every recipe has."""
+    per_video = f", {clips_per_video} clips of each" if clips_per_video > 1 else ""
+    fits = entries * clips_per_video // (world * clips_per_video) * (world * clips_per_video)
+    enough = range(-(-batch_size // entries), batch_size + 1)
+    more = [clips for clips in enough if batch_size % (world * clips) == 0]
+    cures = [f"lower batch_size to {fits}"] if fits else []
+    cures += [f"cut more clips from each (clips_per_video={more[0]})"] if more else []
+    return (
+        f"batch_size={batch_size} is more than the {entries * clips_per_video} samples in {manifest.source} "
+        f"({len(manifest)} videos, a long one counted once for each clip's length{per_video}); "
+        f"{' or '.join([*cures, 'add videos'])}"
+    )
+
+
 def _entries(videos: tuple[Video, ...], windows: float | None, repeats: int) -> np.ndarray:
     """int64 [n, 3]: video, window, number of the video's windows."""
     counts = [1 if windows is None else _window_count(video, windows) for video in videos]
@@ -328,10 +345,8 @@ def _window_count(video: Video, seconds: float) -> int:
             duration = index(video.path, video.fps).duration
         except DecodeError:
             return 1  # said again, and counted, when it is read
-    if math.isnan(duration):
-        raise UserError(
-            f"windows={seconds:g}: {video.path} is images without a rate; give the list an fps column"
-        )
+    if math.isnan(duration):  # images without a rate
+        duration = len(index(video.path, video.fps)) / STILLS
     end = duration if video.end is None else min(video.end, duration)
     return max(1, int((end - (video.start or 0.0)) / seconds + 1e-6))
 
@@ -347,6 +362,14 @@ def _refuse_missing(manifest: Manifest, most: float) -> None:
         )
     if missing:
         log.warning("%d of %d files do not exist and are left out", len(missing), len(manifest))
+
+
+def _added(row: dict[str, str | int], before: Mapping[str, str]) -> dict[str, str | int]:
+    """A row of the report and the same video's of an earlier session, as one."""
+    failed = before["status"] == "failed" and row["status"] != "failed"
+    known = {"status": before["status"], "reason": before["reason"]} if failed else {}
+    counts = {name: int(row[name]) + int(before[name]) for name in ("clips", "replaced")}
+    return {**row, **known, **counts}
 
 
 def _named(videos: tuple[Video, ...], reasons: Mapping[int, str], most: int = 10) -> str:

@@ -8,11 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from tubelet.errors import UserError, nearest
 from tubelet.recipes.knobs import Knobs
-from tubelet.recipes.run import Finished
+from tubelet.recipes.run import Finished, saved_config
 from tubelet.recipes.salt import salt
 from tubelet.recipes.videomae import salt_teacher, videomae
 from tubelet.recipes.vjepa import vjepa, vjepa2
@@ -52,18 +50,18 @@ def run_recipe(name: str, **given: Any) -> Finished:
     unknown = sorted(set(given) - shared - own)
     if unknown:
         raise UserError(f'recipe "{name}" has no knob "{unknown[0]}"{nearest(unknown[0], shared | own)}')
+    for knob in sorted(own & given.keys()):
+        if type(given[knob]) is int and given[knob] < 1:
+            raise UserError(f"{knob}={given[knob]}: must be at least 1")
     if given.get("resume") and given.get("out"):
-        given = {**_knobs_of(Path(given["out"]), shared | own), **given}
+        given = {**_knobs_of(Path(given["out"]), name, shared | own), **given}
     return recipe(
         Knobs(**{k: v for k, v in given.items() if k in shared}),
         **{k: v for k, v in given.items() if k in own},
     )
 
 
-def _knobs_of(out: Path, known: set[str]) -> dict[str, Any]:
+def _knobs_of(out: Path, recipe: str, known: set[str]) -> dict[str, Any]:
     """What an earlier session in ``out`` was given, or nothing."""
-    file = out / "config.yaml"
-    if not file.is_file():
-        return {}
-    saved = yaml.safe_load(file.read_text())["knobs"]
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
+    saved = saved_config(out, recipe) or {"knobs": {}}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in saved["knobs"].items() if k in known}

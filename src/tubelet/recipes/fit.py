@@ -112,12 +112,13 @@ def fit(
     flops_per_s: Callable[[], float] | None = None,
     share: float = 1.0,
     known_steps: int | None = None,
+    unit: int = 1,
 ) -> Fit:
     """Resolves every knob that was left open.
 
     step_flops(model, crop_size): FLOPs of one clip in training. flops_per_s: what the machine sustains
     (measured if not given); asked for only if steps are open. share: of the steps, for one stage of several.
-    known_steps: of a run that is resumed, already shared out.
+    known_steps: of a run that is resumed, already shared out. unit: what a batch must be a multiple of.
     """
     if knobs.schedule == "paper":
         return _to_the_letter(paper, knobs, footage, share)
@@ -138,15 +139,16 @@ def fit(
     window = footage.seconds(knobs.frames, fps, frame_step)
     windows = footage.windows(window)
     cap = 64 if on_cpu else 256
-    batch = knobs.batch_size or 2 ** int(math.log2(min(cap, windows * knobs.clips_per_video)))
+    units = max(1, min(cap, windows * knobs.clips_per_video) // unit)
+    batch = knobs.batch_size or unit * 2 ** int(math.log2(units))
     why["batch_size"] = (
         _given(knobs.batch_size) or f"largest power of two up to {cap} that {windows} windows fill"
     )
 
-    if known_steps is not None:
-        steps, why["steps"] = known_steps, "as the run began"
-    elif knobs.steps is not None:
+    if knobs.steps is not None:
         steps, why["steps"] = max(1, round(knobs.steps * share)), "given"
+    elif known_steps is not None:
+        steps, why["steps"] = known_steps, "as the run began"
     else:
         flops = step_flops(model, crop)
         steps = max(1, round(share * _steps(paper, knobs, windows, batch, device, flops, flops_per_s, why)))

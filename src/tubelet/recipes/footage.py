@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tubelet.data.decode import DecodeError, index, read
-from tubelet.data.manifest import Manifest
+from tubelet.data.manifest import Manifest, Video
+from tubelet.data.stream import STILLS
 from tubelet.errors import UserError
 from tubelet.evaluate.features import Views, read_views
 from tubelet.export.weights import Geometry
@@ -28,7 +29,8 @@ def look_at(manifest: Manifest) -> Footage:
     videos = manifest.videos
     scanned = [v for v in videos if v.frames and v.fps and v.width and v.height]
     if len(scanned) == len(videos):
-        frames, fps = [int(v.frames or 0) for v in videos], [float(v.fps or 0) for v in videos]
+        fps = [float(v.fps or 0) for v in videos]
+        frames = [_within(v, int(v.frames or 0), rate) for v, rate in zip(videos, fps, strict=True)]
         return Footage(len(videos), frames, fps, [min(int(v.width or 0), int(v.height or 0)) for v in videos])
     frames, fps, sides = [], [], []
     for place in np.linspace(0, len(videos) - 1, min(LOOKS, len(videos))).round().astype(int).tolist():
@@ -39,8 +41,8 @@ def look_at(manifest: Manifest) -> Footage:
         except DecodeError as error:
             log.warning(f"{error}")
             continue
-        frames.append(len(found))
-        fps.append(len(found) / found.duration if found.duration > 0 else 25.0)
+        fps.append(len(found) / found.duration if found.duration > 0 else STILLS)
+        frames.append(_within(video, len(found), fps[-1]))
         sides.append(min(picture.shape[1:3]))
     if not frames:
         raise UserError(
@@ -48,6 +50,12 @@ def look_at(manifest: Manifest) -> Footage:
         )
     repeat = np.resize(np.arange(len(frames)), len(videos))
     return Footage(len(videos), [frames[i] for i in repeat], [fps[i] for i in repeat], sides)
+
+
+def _within(video: Video, frames: int, fps: float) -> int:
+    """How many of a file's frames a row's start and end leave."""
+    first, last = (video.start or 0.0) * fps, frames if video.end is None else min(frames, video.end * fps)
+    return max(1, round(last - first))
 
 
 def probe_clips(manifest: Manifest, geometry: Geometry, count: int) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,26 +24,26 @@ from rich.table import Table
 
 from tubelet.analysis.cost import cost
 from tubelet.analysis.health import HealthMonitor, Verdict, keep, verdict
-from tubelet.data.manifest import read_manifest
+from tubelet.data.manifest import Manifest, read_manifest
 from tubelet.data.stream import Stream
 from tubelet.errors import UserError
 from tubelet.export.weights import Geometry, load_encoder, save_encoder
 from tubelet.files import write_json, write_text
 from tubelet.masks import MultiBlockMask, RandomMask, TubeMask
 from tubelet.methods.method import Method
-from tubelet.nn.tokens import build_positions
-from tubelet.nn.vit import ViT, build_vit, parse_size
+from tubelet.nn.tokens import build_positions, name_positions
+from tubelet.nn.vit import MODELS, Size, ViT, build_vit, parse_size
 from tubelet.recipes.fit import Fit, Paper, fit, init_std
 from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.knobs import Knobs
 from tubelet.report.training import load_metrics, run_report
 from tubelet.train import checkpoint
-from tubelet.train.folder import plain
+from tubelet.train.folder import plain, refuse_entry
 from tubelet.train.loop import train
 from tubelet.train.parallel import World, join
 from tubelet.train.settings import TrainSettings
 from tubelet.train.spent import Summary
-from tubelet.types import Grid, MaskSampler, Moment, Work
+from tubelet.types import Batch, Grid, MaskSampler, Moment, Work
 
 log = logging.getLogger("tubelet")
 PROBE_CLIPS = 32
@@ -71,39 +73,58 @@ def pretrain(
     *,
     share: float = 1.0,
     loss_is_signal: bool = False,
+    on_start: Callable[[], None] | None = None,
 ) -> Finished:
     """Trains what ``build(encoder, momentum)`` makes, in the run folder ``knobs.out``.
 
     own: the recipe's own knobs, for config.yaml. share: of the steps, where a recipe has stages.
-    loss_is_signal: the targets never move, so a lower loss is a better encoder.
+    loss_is_signal: the targets never move, so a lower loss is a better encoder. on_start: called in the main
+    process when the folder is held and nothing speaks against the run.
     Raises UserError for whatever is wrong with the data, a knob or the folder, before anything is written.
     """
     out = Path(knobs.out)
     with join(knobs.device) as world:
-        manifest = read_manifest(knobs.data).readable()
-        if knobs.split is not None:
-            manifest = manifest.with_split(*knobs.split.split(","))
+        world.on_main(lambda: refuse_entry(out, knobs.resume))
+        earlier = saved_config(out, recipe) if knobs.resume else None
+        manifest = read_videos(knobs)
         data_digest = manifest.digest()
-        footage = look_at(manifest)
-        earlier = _saved_config(out, recipe) if knobs.resume else None
-        chosen = world.on_main(
-            lambda: fit(
-                paper,
-                knobs,
-                footage,
-                world.device,
-                lambda model, crop: sum(
-                    _price(_work(_meta(knobs, paper, build, model), crop, knobs)).values()
-                ),
-                share=share,
-                known_steps=earlier["chosen"]["steps"] if earlier else None,
+        if earlier and earlier["data_digest"] != data_digest:
+            raise UserError(
+                f"{out} cannot be resumed: data={knobs.data} has changed since the run began (other files, "
+                "stretches, labels, splits or verdicts). Give the data it was started with, or start a new run "
+                "with another out"
             )
-        )
+        manifest = manifest.without_labels()
+        footage = look_at(manifest)
+        source = None if knobs.init_from is None else _source(knobs, paper)
+        sized = knobs if source is None else replace(knobs, model=_size_of(source))
+
+        def choose() -> Fit:
+            with mendable():
+                return fit(
+                    paper,
+                    sized,
+                    footage,
+                    world.device,
+                    lambda model, crop: sum(
+                        _price(_work(_meta(knobs, paper, build, model), crop, knobs)).values()
+                    ),
+                    share=share,
+                    known_steps=earlier["chosen"]["steps"] if earlier else None,
+                    unit=world.size * math.lcm(knobs.clips_per_video, knobs.micro_batches),
+                )
+
+        chosen = world.on_main(choose)
+        if source is not None:
+            chosen.reasons["model"] = "init_from's"
         geometry = Geometry(knobs.frames, chosen.fps, chosen.frame_step or 1, chosen.crop_size)
         torch.manual_seed(knobs.seed)
-        encoder = _encoder(knobs, paper, chosen.model)
-        method = build(encoder, chosen.momentum).to(world.device)
+        with mendable():
+            encoder = source or _new_encoder(knobs, paper, chosen.model)
+            method = build(encoder, chosen.momentum).to(world.device)
+            _try_out(method, knobs, chosen.crop_size)
         settings = _settings(knobs, chosen)
+        settings.micro_batch_size(world.size)  # refused before anything is written
         stream = Stream(
             manifest,
             seed=knobs.seed,
@@ -144,15 +165,19 @@ def pretrain(
         if world.main:
             monitors.append(HealthMonitor(probe_clips(manifest, geometry, PROBE_CLIPS)))
             announce(recipe, chosen, method, _price(_work(method, chosen.crop_size, knobs)), len(manifest))
-            if earlier is None and not checkpoint.found(out / "checkpoints"):
-                config = {
-                    "recipe": recipe,
-                    "knobs": {**asdict(knobs), **own},
-                    "chosen": describe(chosen),
-                    "data_digest": data_digest,
-                }
-                write_text(out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+            if source is not None:
+                log.info(_continues(knobs, method))
+        started = False
+
+        def start() -> None:
+            nonlocal started
+            started = True
+            if not knobs.resume:
+                write_config(out, recipe, {**asdict(knobs), **own}, describe(chosen), data_digest)
                 write_json(out / "env.json", environment(world))
+            if on_start is not None:
+                on_start()
+
         try:
             summary = train(
                 method,
@@ -164,11 +189,12 @@ def pretrain(
                 flops=lambda moment: price(_work(method, chosen.crop_size, knobs, moment)),
                 monitors=monitors,
                 on_save=save_encoders,
+                on_start=start,
                 resume=knobs.resume,
             )
         finally:
-            if world.main and out.is_dir():
-                stream.write_report(out / "data_report.csv")
+            if started:
+                _report_data(stream, out, knobs.resume)
         if not world.main:
             return Finished(out, method, summary, Verdict("too early", None, ""))
         save_encoders(out, summary.steps)
@@ -273,22 +299,64 @@ def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_
     return Finished(out, method, summary, health)
 
 
-def _saved_config(out: Path, recipe: str) -> dict[str, Any] | None:
+@contextmanager
+def mendable() -> Iterator[None]:
+    """Within it, what methods, masks and models say of numbers that do not fit is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+
+
+def write_config(
+    out: Path, recipe: str, knobs: Mapping[str, Any], chosen: Mapping[str, Any] | None, data_digest: str
+) -> None:
+    """config.yaml: what the user gave, what was chosen from it (None: not yet), and which data it was."""
+    config = {"recipe": recipe, "knobs": knobs, "chosen": chosen, "data_digest": data_digest}
+    write_text(out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+
+
+def saved_config(out: Path, recipe: str) -> dict[str, Any] | None:
+    """The config.yaml in ``out``, or None; raises UserError if it is of another recipe, or cannot be read."""
     file = out / "config.yaml"
     if not file.is_file():
         return None
-    config = yaml.safe_load(file.read_text())
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged ({error}); put back what the run wrote there") from error
+    if not isinstance(config, dict) or not config.keys() >= {"recipe", "knobs", "chosen", "data_digest"}:
+        raise UserError(f"{file} is damaged (keys are missing); put back what the run wrote there")
     if config["recipe"] != recipe:
         raise UserError(f'{out} is a run of "{config["recipe"]}", not of "{recipe}"; resume it by that name')
     return config
 
 
-def _encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
-    """New, or loaded from ``init_from``: then its own architecture holds, and knobs that contradict it are refused."""
+def read_videos(knobs: Knobs) -> Manifest:
+    """The readable videos of ``knobs.data``, of the splits that were asked for."""
+    manifest = read_manifest(knobs.data).readable()
+    return manifest if knobs.split is None else manifest.with_split(*knobs.split.split(","))
+
+
+def _report_data(stream: Stream, out: Path, resumed: bool) -> None:
+    """data_report.csv; a disk that is full must not hide why training ended."""
+    try:
+        stream.write_report(out / "data_report.csv", go_on=resumed)
+    except UserError as error:
+        log.warning(str(error))
+
+
+def _new_encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
     patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
     positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
-    if knobs.init_from is None:
-        return build_vit(model, patch, positions=positions, init_std=init_std(knobs, model))
+    return build_vit(model, patch, positions=positions, init_std=init_std(knobs, model))
+
+
+def _source(knobs: Knobs, paper: Paper) -> ViT:
+    """The encoder ``init_from``: its own architecture holds, and knobs that contradict it are refused."""
+    assert knobs.init_from is not None
+    patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
+    positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
     loaded = load_encoder(knobs.init_from).model
     if not isinstance(loaded, ViT):
         raise UserError(f"init_from={knobs.init_from} has no weights; name a run or an encoder folder")
@@ -298,7 +366,8 @@ def _encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
             f"set tubelet_size={loaded.patch[0]} patch_size={loaded.patch[1]}"
         )
     if knobs.model is not None:
-        size = parse_size(knobs.model)
+        with mendable():
+            size = parse_size(knobs.model)
         if (size.dim, size.depth) != (loaded.dim, loaded.depth):
             raise UserError(
                 f"init_from={knobs.init_from} is {loaded.dim} wide and {loaded.depth} deep, model={knobs.model} "
@@ -309,6 +378,39 @@ def _encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
             f"init_from={knobs.init_from} was not trained with positions={knobs.positions}; leave it out"
         )
     return loaded.requires_grad_(True).train()
+
+
+def _size_of(encoder: ViT) -> str:
+    """The model's name, or WIDTHxDEPTHxHEADS."""
+    size = Size(encoder.dim, encoder.depth, encoder.heads, encoder.hidden)
+    named = [name for name, known in MODELS.items() if known == size]
+    return named[0] if named else f"{encoder.dim}x{encoder.depth}x{encoder.heads}"
+
+
+def _continues(knobs: Knobs, method: Method) -> str:
+    """What comes from ``init_from`` and what does not."""
+    about = load_encoder(str(knobs.init_from)).provenance
+    new = [
+        name
+        for name, part in method.named_children()
+        if part is not method.encoder and any(p.requires_grad for p in part.parameters())
+    ]
+    trained = (
+        f"{about['recipe']}, step {about['step']}" if "recipe" in about else about.get("source", "unknown")
+    )
+    return (
+        f"encoder and its positions ({name_positions(method.encoder.positions)[0]}) from {knobs.init_from} "
+        f"({trained}); new, with random weights: {', '.join(new)}"
+    )
+
+
+def _try_out(method: Method, knobs: Knobs, crop: int) -> None:
+    """One clip through the method: sizes, masks and positions that do not fit show now, not after the first batch."""
+    clip = torch.zeros(1, method.encoder.channels, knobs.frames, crop, crop)
+    batch = Batch(clip, torch.zeros(1, dtype=torch.int64)).to(next(method.parameters()).device)
+    with torch.no_grad():
+        for _ in method(batch, Moment(0, 1)):
+            pass
 
 
 def _meta(knobs: Knobs, paper: Paper, build: Build, model: str) -> Method:
@@ -353,8 +455,8 @@ def _settings(knobs: Knobs, chosen: Fit) -> TrainSettings:
 
 
 # Where things lie and how the work is shared out changes no number; the data is compared by its digest.
-_NO_MATTER = {"data", "out", "resume", "workers", "cache_dir", "device", "hours", "max_replaced"}
-_WRITING = {"save_every", "keep", "keep_every", "log_every", "health_every", "tensorboard"}
+NO_MATTER = {"data", "out", "resume", "workers", "cache_dir", "device", "hours", "max_replaced"}
+WRITING = {"save_every", "keep", "keep_every", "log_every", "health_every", "tensorboard"}
 
 
 def _identity(
@@ -362,5 +464,5 @@ def _identity(
 ) -> dict[str, Any]:
     """What must be the same for a resume to be the same run: every open knob resolved."""
     resolved = {name: value for name, value in describe(chosen).items() if name not in ("reasons", "windows")}
-    asked = {k: v for k, v in asdict(knobs).items() if k not in _NO_MATTER | _WRITING}
+    asked = {k: v for k, v in asdict(knobs).items() if k not in NO_MATTER | WRITING}
     return {"recipe": recipe, "data_digest": data_digest, **asked, **own, **resolved}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,21 @@ from tubelet.methods.salt import SALT
 from tubelet.nn.vit import ViT
 from tubelet.recipes.fit import Paper
 from tubelet.recipes.knobs import Knobs
-from tubelet.recipes.run import Finished, choose_mask, pretrain
+from tubelet.recipes.run import (
+    NO_MATTER,
+    WRITING,
+    Finished,
+    choose_mask,
+    pretrain,
+    read_videos,
+    saved_config,
+    write_config,
+)
 from tubelet.recipes.sizes import predictor_for
-from tubelet.recipes.videomae import salt_teacher
+from tubelet.recipes.videomae import first_stage
+from tubelet.train.checkpoint import found
+from tubelet.train.folder import differences, refuse_entry
+from tubelet.train.parallel import join
 
 SALT_STUDENT = Paper(
     source="SALT (arXiv 2509.24317), stage 2, ViT-L: Table 5",
@@ -59,43 +72,79 @@ def salt(
         raise UserError(f"teacher_share={teacher_share}: must lie between 0 and 1")
     if teacher is not None and teacher_model is not None:
         raise UserError("teacher and teacher_model were both given; the given teacher has a size already")
-    source = teacher or str(_first_stage(knobs, teacher_model, teacher_share))
-    loaded = load_encoder(source)
-    if not isinstance(loaded.model, ViT):
-        raise UserError(f"teacher={source} has no latents to predict; name a run or an encoder folder")
-    frozen = loaded.model
-
-    def build(encoder: ViT, momentum: object) -> SALT:
-        predictor = predictor_for(encoder, knobs, frozen.dim, 2, 24, predictor_dim, predictor_depth)
-        mask = choose_mask(knobs, "multiblock", 0.9, 2)
-        try:
-            return SALT(encoder, predictor, frozen, mask, normalise)
-        except ValueError as error:
-            raise UserError(f"teacher={source}: {error}") from error
-
     own: dict[str, Any] = {
         "teacher": teacher,
-        "teacher_digest": loaded.digest,
         "teacher_model": teacher_model,
         "teacher_share": teacher_share,
         "normalise": normalise,
         "predictor_dim": predictor_dim,
         "predictor_depth": predictor_depth,
     }
+    with join(knobs.device):
+        source = teacher or str(_first_stage(knobs, own))
+        return _second_stage(knobs, own, source)
+
+
+def _second_stage(knobs: Knobs, own: dict[str, Any], source: str) -> Finished:
+    """The student of the teacher that ``source`` names."""
+    loaded = load_encoder(source)
+    if not isinstance(loaded.model, ViT):
+        raise UserError(f"teacher={source} has no latents to predict; name a run or an encoder folder")
+    frozen = loaded.model
+
+    def build(encoder: ViT, momentum: object) -> SALT:
+        predictor = predictor_for(
+            encoder, knobs, frozen.dim, 2, 24, own["predictor_dim"], own["predictor_depth"]
+        )
+        mask = choose_mask(knobs, "multiblock", 0.9, 2)
+        try:
+            return SALT(encoder, predictor, frozen, mask, own["normalise"])
+        except ValueError as error:
+            raise UserError(f"teacher={source}: {error}") from error
+
     # A run killed between the stages has nothing of the second to resume.
-    begun = any((Path(knobs.out) / "checkpoints").glob("step-*"))
-    second = knobs if teacher else replace(knobs, resume=knobs.resume and begun)
-    share = 1.0 if teacher else 1 - teacher_share
-    return pretrain("salt", SALT_STUDENT, second, build, own, share=share, loss_is_signal=True)
+    alone = own["teacher"] is not None
+    second = knobs if alone else replace(knobs, resume=knobs.resume and _begun(Path(knobs.out)))
+    return pretrain(
+        "salt",
+        SALT_STUDENT,
+        second,
+        build,
+        {**own, "teacher_digest": loaded.digest},
+        share=1.0 if alone else 1 - own["teacher_share"],
+        loss_is_signal=True,
+    )
 
 
-def _first_stage(knobs: Knobs, model: str | None, share: float) -> Path:
-    """The finished teacher's run folder, trained now unless a resumed run already has it."""
-    folder = Path(knobs.out) / "teacher"
-    begun, done = any((folder / "checkpoints").glob("step-*")), (folder / "run.json").is_file()
-    if done and knobs.resume:
-        return folder
-    if knobs.resume and not folder.exists():
-        raise UserError(f"{knobs.out} holds no run to resume; start without --resume")
-    first = replace(knobs, out=str(folder), model=model or knobs.model, resume=knobs.resume and begun)
-    return salt_teacher(first, share=share).folder
+def _first_stage(knobs: Knobs, own: dict[str, Any]) -> Path:
+    """The finished teacher's run folder, trained now unless a resumed run already has it.
+
+    config.yaml of the whole run is written as it starts: a session that resumes it anywhere reads its knobs there.
+    Raises UserError if OUT holds another run, or this one with other knobs or data.
+    """
+    out, given = Path(knobs.out), {**asdict(knobs), **own}
+    folder = out / "teacher"
+    if not knobs.resume:
+        refuse_entry(out, resume=False)
+    else:
+        earlier = saved_config(out, "salt")
+        if earlier is None:
+            raise UserError(f"{out} holds no run to resume; start without --resume")
+        free = NO_MATTER | WRITING | {"teacher_digest"}
+        if changed := differences(earlier["knobs"], given, free):
+            raise UserError(
+                f"{out} cannot be resumed with other knobs: {'; '.join(changed)}. "
+                "Give what it was started with, or start a new run with another out"
+            )
+        if (folder / "run.json").is_file():
+            return folder
+    data_digest = read_videos(knobs).digest()
+    model = own["teacher_model"] or knobs.model
+    first = replace(knobs, out=str(folder), model=model, resume=knobs.resume and _begun(folder))
+    share = own["teacher_share"]
+    start = partial(write_config, out, "salt", given, None, data_digest)
+    return first_stage(first, share=share, on_start=None if knobs.resume else start).folder
+
+
+def _begun(run: Path) -> bool:
+    return bool(found(run / "checkpoints"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from tubelet.methods.videomae import VideoMAE
@@ -75,7 +76,6 @@ def salt_teacher(
     decoder_depth: int | None = None,
     normalise: Literal["channel", "tubelet", "none"] = "tubelet",
     loss: Literal["mse", "l1"] = "mse",
-    share: float = 1.0,
 ) -> Finished:
     """SALT's first stage, "V-Pixel": pixels under V-JEPA's two multi-block masks.
 
@@ -84,8 +84,21 @@ def salt_teacher(
     Paper (--schedule paper): ViT-L, 80,000 steps of 3072 clips 16x4x224, AdamW (.9, .95), lr 6.25e-4, weight
     decay .04 to .4, gradients clipped at .02; .24e21 FLOPs. SSv2 16x1x1 66.2.
     Left open by the paper, and ours: a decoder of the predictor's form (12x384), MSE on pixels normalised per
-    tubelet, one mask token per mask, clipping per module. share: of the steps, when it is part of `salt`.
+    tubelet, one mask token per mask, clipping per module.
     """
+    return first_stage(knobs, decoder_dim, decoder_depth, normalise, loss)
+
+
+def first_stage(
+    knobs: Knobs,
+    decoder_dim: int | None = None,
+    decoder_depth: int | None = None,
+    normalise: Literal["channel", "tubelet", "none"] = "tubelet",
+    loss: Literal["mse", "l1"] = "mse",
+    share: float = 1.0,
+    on_start: Callable[[], None] | None = None,
+) -> Finished:
+    """`salt_teacher`, alone or as a part of `salt`: then with its share of the steps. on_start: see `pretrain`."""
 
     def build(encoder: ViT, momentum: object) -> VideoMAE:
         mask = choose_mask(knobs, "multiblock", 0.9, 2)
@@ -97,6 +110,5 @@ def salt_teacher(
         "decoder_depth": decoder_depth,
         "normalise": normalise,
         "loss": loss,
-        "share": share,
     }
-    return pretrain("salt-teacher", SALT_TEACHER, knobs, build, own, share=share)
+    return pretrain("salt-teacher", SALT_TEACHER, knobs, build, own, share=share, on_start=on_start)

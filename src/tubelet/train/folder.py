@@ -44,8 +44,19 @@ def enter(run: Path, resume: bool) -> dict[str, Any] | None:
     Raises UserError if there is a run and ``resume`` was not asked for, or the other way round, or if the
     newest checkpoint is damaged.
     """
+    refuse_entry(run, resume)
     folder = run / "checkpoints"
     there = checkpoint.found(folder)
+    checkpoint.clear_drafts(folder)
+    return checkpoint.read_state(there[-1]) if there else None
+
+
+def refuse_entry(run: Path, resume: bool) -> None:
+    """Raises UserError if ``run`` holds a run and ``resume`` was not asked for, or the other way round.
+
+    It writes nothing: callers ask before they have read data or made a folder.
+    """
+    there = checkpoint.found(run / "checkpoints")
     if resume and not there:
         raise UserError(
             f"{run} has no checkpoint to resume from (nothing was saved there yet); start without --resume"
@@ -55,8 +66,6 @@ def enter(run: Path, resume: bool) -> dict[str, Any] | None:
             f"{run} already holds a run ({there[-1].name}); add --resume to go on with it, "
             "or choose another out to start a new one"
         )
-    checkpoint.clear_drafts(folder)
-    return checkpoint.read_state(there[-1]) if there else None
 
 
 def refuse_changes(

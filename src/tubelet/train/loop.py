@@ -65,6 +65,7 @@ def train(
     flops: Flops | None = None,
     monitors: Sequence[Monitor] = (),
     on_save: Callable[[Path, int], None] | None = None,
+    on_start: Callable[[], None] | None = None,
     resume: bool = False,
 ) -> Summary:
     """Train ``method`` for ``settings.steps`` steps in the folder ``run``, or go on where it stopped.
@@ -72,7 +73,8 @@ def train(
     method: already on ``world.device`` (default: one process, CPU). knobs: what the user chose; a resume with
     others is refused. monitors: called before step 0, every ``settings.monitor_every`` steps, and after the
     last, whose line has the number ``settings.steps``. on_save(folder, step): writes further files (an
-    encoder) into a checkpoint before it is complete. ``stream`` is closed in the end.
+    encoder) into a checkpoint before it is complete. on_start: called in the main process once ``run`` is held
+    and nothing speaks against writing into it. ``stream`` is closed in the end.
 
     On CPU, a run that was stopped or killed at any moment and resumed gives bitwise the losses and weights of
     one that was not. Raises UserError: ``run`` holds a run (without ``resume``) or none (with it), other
@@ -90,6 +92,8 @@ def train(
         settings = _resolved(settings, saved, world)
         if saved:
             refuse_changes(run, saved, knobs, settings.describe())
+        if on_start is not None:
+            world.on_main(on_start)
         start, spent = (saved["step"], Spent(**saved["spent"])) if saved else (0, Spent())
         spent.sessions += 1
 

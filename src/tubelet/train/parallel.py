@@ -98,13 +98,19 @@ def join(device: str = "auto") -> Iterator[World]:
     """The world of this process: alone, or among those that ``torchrun`` started.
 
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps". With several processes "cuda"
-    means one GPU each. Raises UserError for a device that is not there.
+    means one GPU each. Within another `join` it is the same world: what runs in stages must not connect twice,
+    since the second time processes would find each other's old addresses. Raises UserError for a device that is
+    not there.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = resolve_device(device, local if size > 1 else 0)
     if size == 1:
         yield World(device=place)
+        return
+    if dist.is_initialized():
+        yield World(rank, size, place)
+        dist.barrier()  # what the main process wrote last is there for all
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
