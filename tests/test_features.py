@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from tubelet.data import decode
+from tubelet.data.decode import read
 from tubelet.data.manifest import Video
 from tubelet.errors import UserError
 from tubelet.evaluate import features as under_test
@@ -224,6 +226,27 @@ def test_views_cover_the_long_side_and_time(videos):
 def test_a_video_smaller_than_the_crop_is_enlarged(tmp_path):
     clip = Video(write_video(tmp_path / "small.mp4", height=16, width=24))
     assert read_views(clip, GEOMETRY, Views()).shape == (1, 3, 4, 32, 32)
+    assert read_views(clip, GEOMETRY, Views(crops=3)).shape == (3, 3, 4, 32, 32)
+
+
+def test_nothing_is_scaled_that_is_larger_than_the_crop_and_smaller_than_published(tmp_path):
+    """Published is a short side of 32 * 256/224 = 37 before the crop: 36 is not enlarged to it."""
+    clip = Video(write_video(tmp_path / "36.mp4", height=36, width=48))
+    plain = replace(GEOMETRY, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    # places(1) is the middle: 10 frames leave 4 starts for 4 frames of step 2
+    pictures = torch.from_numpy(read(clip.path, [2, 4, 6, 8]))
+    centre = pictures[:, 2:34, 8:40].permute(3, 0, 1, 2) / 255
+    torch.testing.assert_close(read_views(clip, plain, Views())[0], centre, atol=1e-6, rtol=0)
+
+
+def test_several_segments_are_decoded_in_one_pass(videos, monkeypatch):
+    passes = []
+    whole = decode.read
+    monkeypatch.setattr(decode, "read", lambda *given: passes.append(given) or whole(*given))
+    views = read_views(videos[0], GEOMETRY, Views(segments=3, crops=2))
+    assert views.shape[0] == 6 and len(passes) == 1
+    alone = read_views(videos[0], GEOMETRY, Views(segments=3, crops=1))
+    assert alone.shape[0] == 3 and len(passes) == 2
 
 
 def test_start_and_end_bound_what_is_read(videos):
@@ -231,7 +254,7 @@ def test_start_and_end_bound_what_is_read(videos):
     first = read_views(part, replace(GEOMETRY, frame_step=1), Views())
     assert first.shape == (1, 3, 4, 32, 32)
     assert not torch.equal(first, read_views(whole, replace(GEOMETRY, frame_step=1), Views()))
-    with pytest.raises(UserError, match="no frame between 50 to the end"):
+    with pytest.raises(UserError, match="no frame between 50 s and the end"):
         read_views(replace(whole, start=50.0), GEOMETRY, Views())
 
 

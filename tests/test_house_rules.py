@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
 }
 
 
-PUBLIC: set[str] = set()
+PUBLIC = {"UserError", "load_encoder", "pretrain", "probe", "read_manifest", "save_encoder", "scan"}
 
 
 def module_of(file: Path) -> str:

@@ -409,4 +409,9 @@ def test_centre_crop() -> None:
     black = [bool((views[0, i, 0, 0] < 0).all()) for i in range(3)]
     assert (white, black) == ([True, False, False], [False, False, True])
     assert CenterCrop(16).boxes(224, 300)[0][:4] == (14, 52, 196, 196)
+    assert CenterCrop(32).short_side == 37 and CenterCrop(32, views=3).short_side == 32
+    # below the published short side the centre is cut as it is, and a picture below the crop is shown whole
+    assert CenterCrop(32).boxes(37, 48)[0][:4] == (2, 8, 32, 32)
+    assert CenterCrop(32).boxes(33, 48)[0][:4] == (0, 8, 32, 32)
+    assert CenterCrop(32).boxes(20, 24)[0][:4] == (0, 2, 20, 20)
     assert CenterCrop(16, enlarge=1.0).boxes(64, 128)[0][:4] == (0, 32, 64, 64)

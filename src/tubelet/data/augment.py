@@ -83,18 +83,25 @@ class Augment:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The evaluation transform.
+    """The evaluation transform, the same for every frame of a clip.
 
     One view: the short side to ``crop_size * enlarge`` (256/224 as published; 1 for the whole short side),
     then the centre. Several: the short side to ``crop_size``, crops evenly from one end of the long side to
-    the other. Bilinear.
+    the other. As published, but for small pictures: nothing is enlarged beyond ``crop_size``, so that one view of
+    a picture whose short side lies between the two is its centre, pixel by pixel. Bilinear, without antialiasing:
+    what is read at `short_side` is cut and not scaled again.
     """
 
     crop_size: int
     views: int = 1
     enlarge: float = 256 / 224
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def short_side(self) -> int:
+        """To which larger videos are best shrunk when they are read."""
+        return self.crop_size if self.views > 1 else round(self.crop_size * self.enlarge)
 
     def __call__(self, clips: Sequence[Tensor]) -> Tensor:
         """float32 [B, views, 3, T, crop_size, crop_size], normalised, from B uint8 clips [T, H, W, 3]."""
@@ -108,7 +115,7 @@ class CenterCrop:
     def boxes(self, height: int, width: int) -> list[Box]:
         """The squares that the views show."""
         short = min(height, width)
-        side = short if self.views > 1 else max(1, round(short / self.enlarge))
+        side = short if self.views > 1 else min(short, max(self.crop_size, round(short / self.enlarge)))
         if self.views == 1:
             return [Box((height - side) // 2, (width - side) // 2, side, side)]
         places = [i / (self.views - 1) for i in range(self.views)]

@@ -25,15 +25,14 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from tubelet.data import clips
+from tubelet.data.augment import CenterCrop
 from tubelet.data.container import DecodeError
-from tubelet.data.decode import read
-from tubelet.data.index import index
 from tubelet.data.manifest import Video
+from tubelet.data.source import ClipReader
 from tubelet.errors import UserError
 from tubelet.export.weights import Encoder, Geometry
 from tubelet.files import sync, write_json
@@ -41,7 +40,7 @@ from tubelet.types import Grid
 
 Pool = Literal["mean", "time", "flat", "none"]
 POOLS: tuple[Pool, ...] = ("mean", "time", "flat", "none")
-VERSION = 1  # part of every key; raise it when numbers change for the same inputs
+VERSION = 2  # part of every key; raise it when numbers change for the same inputs
 TODO, DONE, UNREADABLE = 0, 1, 2
 COMMIT_EVERY = 2.0  # seconds between flushes to disk: what an interruption can cost
 
@@ -50,9 +49,8 @@ COMMIT_EVERY = 2.0  # seconds between flushes to disk: what an interruption can 
 class Views:
     """How a video is looked at: ``segments`` clips evenly spaced in time, ``crops`` along the long side.
 
-    One crop: short side shrunk to crop_size * 256/224, centre. Several: short side shrunk to crop_size, evenly
-    spaced from one end of the long side to the other. Source: V-JEPA's evaluation, which also enlarges; ours
-    enlarges a video only where it is smaller than the crop.
+    One crop: the centre. Several: evenly from one end of the long side to the other. How large a part of the
+    picture a crop shows, and what happens to small videos: `data.augment.CenterCrop`. Source: V-JEPA's evaluation.
     """
 
     segments: int = 1
@@ -66,10 +64,6 @@ class Views:
     def count(self) -> int:
         """Clips per video."""
         return self.segments * self.crops
-
-    def short_side(self, crop_size: int) -> int:
-        """The side to which a video's shorter one is shrunk before cropping."""
-        return crop_size if self.crops > 1 else round(crop_size * 256 / 224)
 
 
 @dataclass(frozen=True)
@@ -167,46 +161,12 @@ def read_views(video: Video, geometry: Geometry, views: Views) -> Tensor:
 
     Raises DecodeError if the video cannot be read.
     """
-    entry = index(video.path, video.fps)
-    if np.isnan(entry.times).any() and (geometry.fps or video.start is not None or video.end is not None):
-        why = (
-            "images have no frame rate; add an fps column, or sample by frame_step and without start and end"
-        )
-        raise DecodeError(video.path, why)
-    first, last = clips.within(entry.times, video.start, video.end)
-    if first == last:
-        span = f"{video.start or 0:g} to {'the end' if video.end is None else f'{video.end:g}'} s"
-        raise DecodeError(video.path, f"no frame between {span}")
-    size, mean, std = geometry.crop_size, _channels(geometry.mean), _channels(geometry.std)
-    segments = []
-    for at in clips.places(views.segments):
-        if geometry.fps is None:
-            frames = clips.by_step(last - first, geometry.frames, geometry.frame_step, at)
-        else:
-            frames = clips.by_fps(entry.times[first:last], geometry.frames, geometry.fps, at)
-        picture = read(video.path, first + frames, views.short_side(size))  # [T, H, W, 3]
-        clip = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255  # [T, 3, H, W]
-        if (short := min(clip.shape[-2:])) < size:
-            larger = [max(size, round(side * size / short)) for side in clip.shape[-2:]]
-            clip = F.interpolate(clip, larger, mode="bilinear", align_corners=False)
-        segments.append((clip.transpose(0, 1) - mean) / std)
-    shown = [[_crop(clip, size, views.crops, i) for clip in segments] for i in range(views.crops)]
-    return torch.stack([clip for row in shown for clip in row])
-
-
-def _channels(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).reshape(3, 1, 1, 1)
-
-
-def _crop(clip: Tensor, size: int, crops: int, number: int) -> Tensor:
-    """Square ``number`` of ``crops`` along the longer side of a clip [C, T, H, W]; the centre along the other."""
-    room = [clip.shape[2] - size, clip.shape[3] - size]
-    place = [side // 2 for side in room]
-    if crops > 1:
-        long = int(room[1] >= room[0])
-        place[long] = round(room[long] * number / (crops - 1))
-    top, left = place
-    return clip[:, :, top : top + size, left : left + size]
+    crop = CenterCrop(geometry.crop_size, views.crops, mean=geometry.mean, std=geometry.std)
+    step = None if geometry.fps else geometry.frame_step
+    reader = ClipReader(geometry.frames, geometry.fps, step, crop.short_side)
+    pictures = reader.read(video, clips.places(views.segments))  # segments of [T, H, W, 3]
+    cut = crop([torch.from_numpy(clip) for clip in pictures])  # [segments, crops, 3, T, H, W]
+    return cut.transpose(0, 1).flatten(0, 1)
 
 
 def _dense(pool: Pool) -> bool:
