@@ -50,6 +50,13 @@ def test_a_slow_machine_gets_fewer_steps_and_hours_buy_more() -> None:
     assert steps(2.0) == pytest.approx(2 * steps(1.0), abs=1)
 
 
+def test_an_open_batch_divides_among_processes_and_clips_of_a_video() -> None:
+    knobs = replace(KNOBS, clips_per_video=3)
+    assert [fitted(VIDEOMAE, knobs, unit=unit).batch_size for unit in (1, 2, 3, 6)] == [64, 64, 48, 48]
+    one = Footage(1, [50], [30.0], [90])
+    assert fitted(VIDEOMAE, knobs, one, unit=3).batch_size == 3
+
+
 def test_short_and_small_videos_are_sampled_more_closely() -> None:
     short = Footage(100, [50] * 100, [30.0] * 100, [90] * 100)
     found = fitted(VIDEOMAE, footage=short)

@@ -218,6 +218,9 @@ def _probe(chosen: argparse.Namespace) -> int:
     encoder = load_encoder(chosen.encoder, which=chosen.which)
     asked = {name: getattr(chosen, name) for name in ("frames", "fps", "frame_step", "crop_size")}
     asked = {name: value for name, value in asked.items() if value is not None}
+    for name, value in asked.items():
+        if not value > 0:
+            raise UserError(f"{name}={value}: must be above 0")
     if "frame_step" in asked:
         asked["fps"] = None
     encoder = replace(encoder, geometry=replace(encoder.geometry, **asked))

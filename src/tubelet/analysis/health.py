@@ -48,9 +48,11 @@ def rankme(rows: Tensor) -> float:
     """Effective rank of ``rows`` [..., D]: exp of the entropy of their normalised singular values.
 
     Source: RankMe (arXiv 2210.02885), there of uncentred embeddings; pass `content` to leave out what is
-    constant. Between 1 and D; 0.0 for rows that are all zero.
+    constant. Between 1 and D; 0.0 for rows that are all zero, nan for rows that are not finite.
     """
     rows = rows.flatten(0, -2).double()
+    if not rows.isfinite().all():
+        return math.nan
     singular = torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0).sqrt()
     if singular.sum() <= 0:
         return 0.0

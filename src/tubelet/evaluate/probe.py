@@ -129,6 +129,12 @@ def probe(
     """
     if kind not in KINDS:
         raise UserError(f'kind="{kind}" is unknown; use "linear", "knn" or "attentive"')
+    if folds < 0 or folds == 1:
+        raise UserError(
+            f"folds={folds}: 0 follows the split column, 2 or more cut the clips into as many folds"
+        )
+    if workers is not None and workers < 0:
+        raise UserError(f"workers={workers}: must be 0 (one per core) or more")
     dense = kind == "attentive"
     if pool is not None and dense != (pool == "none"):
         raise UserError(f'pool="{pool}" does not go with kind="{kind}"; leave it out')

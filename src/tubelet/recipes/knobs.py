@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
@@ -90,7 +91,15 @@ class Knobs:
             raise UserError("fps and frame_step were both given; sample by one of them")
         if self.hours is not None and not self.hours > 0:
             raise UserError(f"hours={self.hours}: must be above 0")
-        for name in ("frames", "patch_size", "tubelet_size", "clips_per_video", "keep", "log_every"):
+        for name in (
+            "micro_batches",
+            "frames",
+            "patch_size",
+            "tubelet_size",
+            "clips_per_video",
+            "keep",
+            "log_every",
+        ):
             _at_least_one(name, getattr(self, name))
         for name in (
             "steps",
@@ -107,6 +116,10 @@ class Knobs:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}={value}: must be above 0")
+        for name in ("weight_decay", "warmup"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"{name}={value}: must be 0 or more")
         for name in ("flip", "context_frames", "max_replaced", "mask_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -38,7 +38,7 @@ from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.knobs import Knobs
 from tubelet.report.training import load_metrics, run_report
 from tubelet.train import checkpoint
-from tubelet.train.folder import plain, refuse_entry
+from tubelet.train.folder import differences, plain, refuse_entry
 from tubelet.train.loop import train
 from tubelet.train.parallel import World, join
 from tubelet.train.settings import TrainSettings
@@ -86,8 +86,9 @@ def pretrain(
     with join(knobs.device) as world:
         world.on_main(lambda: refuse_entry(out, knobs.resume))
         earlier = saved_config(out, recipe) if knobs.resume else None
-        manifest = read_videos(knobs)
-        data_digest = manifest.digest()
+        if earlier:
+            refuse_other_knobs(out, earlier, {**asdict(knobs), **own})
+        manifest, data_digest = read_videos(knobs)
         if earlier and earlier["data_digest"] != data_digest:
             raise UserError(
                 f"{out} cannot be resumed: data={knobs.data} has changed since the run began (other files, "
@@ -95,8 +96,9 @@ def pretrain(
                 "with another out"
             )
         manifest = manifest.without_labels()
-        footage = look_at(manifest)
-        source = None if knobs.init_from is None else _source(knobs, paper)
+        readable = manifest.readable()
+        footage = look_at(readable)
+        source = None if knobs.init_from is None else _source(knobs)
         sized = knobs if source is None else replace(knobs, model=_size_of(source))
 
         def choose() -> Fit:
@@ -120,7 +122,7 @@ def pretrain(
         geometry = Geometry(knobs.frames, chosen.fps, chosen.frame_step or 1, chosen.crop_size)
         torch.manual_seed(knobs.seed)
         with mendable():
-            encoder = source or _new_encoder(knobs, paper, chosen.model)
+            encoder = source or new_encoder(knobs, paper, chosen.model)
             method = build(encoder, chosen.momentum).to(world.device)
             _try_out(method, knobs, chosen.crop_size)
         settings = _settings(knobs, chosen)
@@ -163,8 +165,8 @@ def pretrain(
         price = functools.cache(_price)  # asked for at every step, and nearly always of the same work
         monitors = []
         if world.main:
-            monitors.append(HealthMonitor(probe_clips(manifest, geometry, PROBE_CLIPS)))
-            announce(recipe, chosen, method, _price(_work(method, chosen.crop_size, knobs)), len(manifest))
+            monitors.append(HealthMonitor(probe_clips(readable, geometry, PROBE_CLIPS)))
+            announce(recipe, chosen, method, _price(_work(method, chosen.crop_size, knobs)), len(readable))
             if source is not None:
                 log.info(_continues(knobs, method))
         started = False
@@ -332,10 +334,27 @@ def saved_config(out: Path, recipe: str) -> dict[str, Any] | None:
     return config
 
 
-def read_videos(knobs: Knobs) -> Manifest:
-    """The readable videos of ``knobs.data``, of the splits that were asked for."""
-    manifest = read_manifest(knobs.data).readable()
-    return manifest if knobs.split is None else manifest.with_split(*knobs.split.split(","))
+def read_videos(knobs: Knobs) -> tuple[Manifest, str]:
+    """The videos of ``knobs.data``, of the splits that were asked for, and a digest of the readable ones."""
+    manifest = read_manifest(knobs.data)
+    if knobs.split is not None:
+        manifest = manifest.with_split(*knobs.split.split(","))
+    readable = manifest.readable()
+    if not len(readable):
+        first = manifest.videos[0]
+        raise UserError(
+            f"{knobs.data}: none of its {len(manifest)} videos can be read, for instance {first.path}: {first.reason}"
+        )
+    return manifest, readable.digest()
+
+
+def refuse_other_knobs(out: Path, earlier: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises UserError naming the knobs that are not as config.yaml in ``out`` has them."""
+    if changed := differences(earlier["knobs"], given, NO_MATTER | WRITING):
+        raise UserError(
+            f"{out} cannot be resumed with other knobs: {'; '.join(changed)}. "
+            "Give what it was started with, or start a new run with another out"
+        )
 
 
 def _report_data(stream: Stream, out: Path, resumed: bool) -> None:
@@ -346,17 +365,17 @@ def _report_data(stream: Stream, out: Path, resumed: bool) -> None:
         log.warning(str(error))
 
 
-def _new_encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
+def new_encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
+    """An untrained encoder of the size ``model``, cut and positioned as the knobs say; ValueError if it cannot be."""
     patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
     positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
     return build_vit(model, patch, positions=positions, init_std=init_std(knobs, model))
 
 
-def _source(knobs: Knobs, paper: Paper) -> ViT:
+def _source(knobs: Knobs) -> ViT:
     """The encoder ``init_from``: its own architecture holds, and knobs that contradict it are refused."""
     assert knobs.init_from is not None
     patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
-    positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
     loaded = load_encoder(knobs.init_from).model
     if not isinstance(loaded, ViT):
         raise UserError(f"init_from={knobs.init_from} has no weights; name a run or an encoder folder")
@@ -373,9 +392,16 @@ def _source(knobs: Knobs, paper: Paper) -> ViT:
                 f"init_from={knobs.init_from} is {loaded.dim} wide and {loaded.depth} deep, model={knobs.model} "
                 f"{size.dim} and {size.depth}; leave model out"
             )
-    if knobs.positions is not None and loaded.positions != positions:
+    name, base = name_positions(loaded.positions)
+    other = build_positions(knobs.positions or name, knobs.positions_base)
+    if (knobs.positions or knobs.positions_base != Knobs.positions_base) and loaded.positions != other:
         raise UserError(
-            f"init_from={knobs.init_from} was not trained with positions={knobs.positions}; leave it out"
+            f"init_from={knobs.init_from} was trained with positions={name} positions_base={base:g}, not with "
+            f"positions={knobs.positions or name} positions_base={knobs.positions_base:g}; leave them out"
+        )
+    if knobs.init_std is not None:
+        raise UserError(
+            f"init_std={knobs.init_std} is for new weights, init_from brings its own; leave it out"
         )
     return loaded.requires_grad_(True).train()
 

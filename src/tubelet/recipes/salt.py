@@ -7,40 +7,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tubelet.errors import UserError
 from tubelet.export.weights import load_encoder
 from tubelet.methods.salt import SALT
 from tubelet.nn.vit import ViT
-from tubelet.recipes.fit import Paper
 from tubelet.recipes.knobs import Knobs
 from tubelet.recipes.run import (
-    NO_MATTER,
-    WRITING,
     Finished,
     choose_mask,
+    mendable,
+    new_encoder,
     pretrain,
     read_videos,
+    refuse_other_knobs,
     saved_config,
     write_config,
 )
 from tubelet.recipes.sizes import predictor_for
-from tubelet.recipes.videomae import first_stage
+from tubelet.recipes.videomae import SALT_TEACHER, first_stage
 from tubelet.train.checkpoint import found
-from tubelet.train.folder import differences, refuse_entry
+from tubelet.train.folder import refuse_entry
 from tubelet.train.parallel import join
+from tubelet.types import Grid
 
-SALT_STUDENT = Paper(
-    source="SALT (arXiv 2509.24317), stage 2, ViT-L: Table 5",
-    model="vit_large",
-    steps=160_000,
-    batch_size=3072,
-    lr=(2e-4, 6.25e-4, 1e-6),
-    warmup=10_000,
-    weight_decay=(0.04, 0.4),
-    betas=(0.9, 0.95),
-    clip=0.02,
-    clip_per="module",
-)
+SALT_STUDENT = replace(SALT_TEACHER, source="SALT (arXiv 2509.24317), stage 2, ViT-L: Table 5", steps=160_000)
 
 
 def salt(
@@ -126,24 +118,31 @@ def _first_stage(knobs: Knobs, own: dict[str, Any]) -> Path:
     folder = out / "teacher"
     if not knobs.resume:
         refuse_entry(out, resume=False)
+        _refuse_student(knobs, own)
     else:
         earlier = saved_config(out, "salt")
         if earlier is None:
             raise UserError(f"{out} holds no run to resume; start without --resume")
-        free = NO_MATTER | WRITING | {"teacher_digest"}
-        if changed := differences(earlier["knobs"], given, free):
-            raise UserError(
-                f"{out} cannot be resumed with other knobs: {'; '.join(changed)}. "
-                "Give what it was started with, or start a new run with another out"
-            )
+        known = {
+            name: earlier["knobs"].get(name) for name in given
+        }  # the second stage adds its teacher's digest
+        refuse_other_knobs(out, {"knobs": known}, given)
         if (folder / "run.json").is_file():
             return folder
-    data_digest = read_videos(knobs).digest()
+    _, data_digest = read_videos(knobs)
     model = own["teacher_model"] or knobs.model
     first = replace(knobs, out=str(folder), model=model, resume=knobs.resume and _begun(folder))
     share = own["teacher_share"]
     start = partial(write_config, out, "salt", given, None, data_digest)
     return first_stage(first, share=share, on_start=None if knobs.resume else start).folder
+
+
+def _refuse_student(knobs: Knobs, own: dict[str, Any]) -> None:
+    """Raises UserError for a student that cannot be built, before its teacher is trained."""
+    with mendable(), torch.device("meta"):
+        encoder = new_encoder(knobs, SALT_STUDENT, knobs.model or "vit_tiny")
+        encoder.rotation(Grid(1, 1, 1), None, torch.device("meta"))
+        predictor_for(encoder, knobs, encoder.dim, 2, 24, own["predictor_dim"], own["predictor_depth"])
 
 
 def _begun(run: Path) -> bool:

@@ -31,7 +31,7 @@ def predictor_for(
         encoder.dim,
         width,
         blocks,
-        _heads(width, head_dim),
+        heads_for(width, head_dim),
         target_dim,
         mask_tokens,
         positions=encoder.positions,
@@ -50,7 +50,7 @@ def decoder_for(encoder: ViT, dim: int | None, depth: int | None) -> Predictor:
         encoder.dim,
         width,
         blocks,
-        _heads(width, 64),
+        heads_for(width, 64),
         tubelet_values(encoder),
         mask_std=encoder.init_std,
         positions=encoder.positions,
@@ -63,9 +63,12 @@ def tubelet_values(encoder: ViT) -> int:
     return encoder.channels * encoder.patch[0] * encoder.patch[1] * encoder.patch[2]
 
 
-def _heads(width: int, head_dim: int) -> int:
+def heads_for(width: int, head_dim: int) -> int:
     """As many heads as divide the width, each ``head_dim`` wide or a little more."""
     for heads in range(max(1, width // head_dim), 0, -1):
-        if width % heads == 0 and width // heads % 2 == 0:
+        if width % heads == 0 and width // heads % 2 == 0 and width // heads >= 6:
             return heads
-    raise UserError(f"a predictor {width} wide cannot be cut into heads of even width; choose an even width")
+    raise UserError(
+        f"a predictor {width} wide cannot be cut into heads of an even width of 6 or more; "
+        "choose a multiple of 48"
+    )

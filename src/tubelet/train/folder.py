@@ -25,7 +25,7 @@ def sole_owner(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        handle = open(run / ".lock", "w", encoding="utf-8")  # noqa: SIM115, closed below
+        handle = open(run / ".lock", "a", encoding="utf-8")  # noqa: SIM115, closed below
     except OSError as error:
         raise UserError(f"{run} cannot be written: {error.strerror}; choose another out") from error
     with handle:
