@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from toy import METHODS, Locking, OneLoss, ToyStream, learn, lines_of, settings, weights_of
 
+from tubelet import tensors
 from tubelet.errors import UserError
 from tubelet.train import checkpoint
 from tubelet.train.folder import sole_owner
@@ -112,7 +113,7 @@ def test_no_whole_checkpoint_at_all(tmp_path: Path) -> None:
 def fill_disk(monkeypatch: pytest.MonkeyPatch, what: str, after: int) -> None:
     """Call number ``after`` of ``what`` finds the disk full."""
     calls = 0
-    original = {"save_file": checkpoint.save_file, "fsync": os.fsync, "replace": os.replace}[what]
+    original = {"save_file": tensors.save_file, "fsync": os.fsync, "replace": os.replace}[what]
 
     def full(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -121,7 +122,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, what: str, after: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(*args, **kwargs)
 
-    target = checkpoint if what == "save_file" else os
+    target = tensors if what == "save_file" else os
     monkeypatch.setattr(target, what, full)
 
 

@@ -22,18 +22,19 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # The roots `errors` (the exception meant for people) and `files` (whole or absent) are allowed to all parts
 # that report or write; `types` stands on nothing.
 ROOTS = {"errors", "files"}
-BELOW = {"types", "masks", "nn", "data", "methods", "train", "evaluate", "analysis", "export"}
+BELOW = {"types", "tensors", "masks", "nn", "data", "methods", "train", "evaluate", "analysis", "export"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "tensors": set(),
     "files": {"errors"},
     "nn": {"types", "errors"},
     "masks": {"types", "errors"},
     "data": {"types"} | ROOTS,
     "methods": {"types", "nn", "errors"},
-    "train": {"types", "methods.method", "nn.block"} | ROOTS,
+    "train": {"types", "methods.method", "nn.block", "tensors"} | ROOTS,
     "analysis": {"types", "nn", "data"} | ROOTS,
-    "export": {"types", "nn", "data"} | ROOTS,
+    "export": {"types", "tensors", "nn", "data"} | ROOTS,
     # what is evaluated is a loaded encoder: `export.weights` is where that type and its loader are
     "evaluate": {"types", "nn", "data", "export.weights"} | ROOTS,
     "report": BELOW | ROOTS,

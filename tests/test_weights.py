@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import tubelet.export.weights as weights
+from tubelet import tensors
 from tubelet.errors import UserError
 from tubelet.export.weights import Geometry, digest, load_encoder, save_encoder
 from tubelet.nn.pixels import Pixels
@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_the_earlier_encoder(run: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(UserError, match="no room left on disk"):
         save_encoder(ViT(48, 1, 3), run / "encoder", GEOMETRY, {})
     assert load_encoder(run).digest == before

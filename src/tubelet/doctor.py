@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tubelet.data.cores import cores
 from tubelet.errors import UserError
 from tubelet.train.precision import has_fast_bf16
 
@@ -97,8 +97,7 @@ def _torch() -> Check:
 
 
 def _device() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cpu = f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
+    cpu = f"{_cpu_model()}, {cores()} core{'s' if cores() > 1 else ''}"
     if torch.cuda.is_available():
         names = []
         for number in range(torch.cuda.device_count()):
@@ -197,22 +196,14 @@ def _listed(numbers: tuple[int, ...] | list[int]) -> str:
 
 def write_numbered(file: Path) -> None:
     """A clip of 16 frames, H.264 with B-frames and a key frame every 5, that shows each frame's number in bits."""
-    import av
+    from tubelet.data.synthetic import write_video  # not at the top: it needs PyAV
 
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"g": "5", "bf": "2", "crf": "18"})
-        stream.width = stream.height = _SIDE
-        stream.pix_fmt = "yuv420p"
-        for number in range(_FRAMES):
-            picture = np.full((_SIDE, _SIDE, 3), 128, np.uint8)
-            for bit in range(_BITS):
-                picture[:, _SIDE // _BITS * bit : _SIDE // _BITS * (bit + 1)] = (
-                    235 if number >> bit & 1 else 20
-                )
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    pictures = np.full((_FRAMES, _SIDE, _SIDE, 3), 20, np.uint8)
+    for number in range(_FRAMES):
+        for bit in range(_BITS):
+            if number >> bit & 1:
+                pictures[number, :, _SIDE // _BITS * bit : _SIDE // _BITS * (bit + 1)] = 235
+    write_video(file, pictures, fps=25, quality=18, more={"g": "5", "bf": "2"})
 
 
 def read_number(picture: np.ndarray) -> int:

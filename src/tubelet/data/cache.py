@@ -22,6 +22,7 @@ from . import decode, images
 from .container import DecodeError, opened
 from .manifest import Video
 from .pictures import scaled
+from .stamp import stamp
 
 VERSION = 1  # part of every key; raise it when the same file decodes to other pixels
 SAMPLE = 64  # files looked at to estimate the size of a data set that was never scanned
@@ -109,14 +110,8 @@ def _store(video: Video, short_side: int | None, file: Path) -> None:
 
 
 def _file(video: Video, short_side: int | None, folder: Path) -> Path:
-    files = images.frame_files(video.path) if video.path.is_dir() else [video.path]
-    try:
-        stats = [file.stat() for file in files]
-    except FileNotFoundError:
-        raise DecodeError(video.path, "file not found") from None
-    state = (sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats), len(files))
     rate = video.fps if video.path.is_dir() else None
-    text = repr((VERSION, os.path.abspath(video.path), *state, short_side, rate))
+    text = repr((VERSION, os.path.abspath(video.path), *stamp(video.path), short_side, rate))
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     return Path(folder) / key[:2] / f"{key}.npy"
 

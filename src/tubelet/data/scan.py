@@ -23,9 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tubelet.errors import UserError
 
-from . import images
 from .container import DecodeError
+from .cores import cores
 from .manifest import MEASURED, STATUSES, Manifest, Video, read_manifest, write_manifest
+from .stamp import stamp
 from .verdict import Verdict, inspect
 
 log = logging.getLogger("tubelet")
@@ -86,7 +87,7 @@ def scan(
     with _bar(progress) as bar:
         task = bar.add_task("reading videos", total=len(todo))
         try:
-            for path, verdict in inspect_all(todo, workers or os.cpu_count() or 1, timeout):
+            for path, verdict in inspect_all(todo, workers or cores(), timeout):
                 size, mtime = stamps[path]
                 found[path] = Video(path, **asdict(verdict), size=size, mtime_ns=mtime)
                 bar.advance(task)
@@ -287,15 +288,14 @@ def _measured(video: Video, found: Video | None, size: int | None, mtime: int | 
 
 
 def _stamp(path: Path) -> tuple[int | None, int | None]:
-    """Size and time of change; of a folder of images, their sum and the latest."""
+    """Size and time of change, for a manifest's columns; of a folder without images, its own."""
+    if not path.exists():
+        return None, None
     try:
-        files = images.frame_files(path) if path.is_dir() else [path]
-        stats = [file.stat() for file in files]
+        found = stamp(path)
     except DecodeError:
         return 0, path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None, None
-    return sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    return found.size, found.mtime_ns
 
 
 def _bar(shown: bool) -> Progress:

@@ -9,7 +9,6 @@ import csv
 import logging
 import math
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from tubelet.types import Batch
 from . import cache
 from .augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from .container import DecodeError
+from .cores import cores
 from .decode import index
 from .draws import Purpose, uniforms
 from .manifest import Manifest, Video
@@ -402,5 +402,4 @@ def _begin(worker: int) -> None:
 
 
 def _default_workers(world: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // (2 * world)))
+    return max(1, min(16, cores() // (2 * world)))

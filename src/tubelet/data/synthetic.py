@@ -8,8 +8,7 @@ about either label.
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +20,8 @@ import numpy as np
 from rich.progress import track
 
 from tubelet.files import replace_file
+
+from .cores import cores
 
 # Displacement of the content, (down, right), in pixels per frame.
 MOTIONS = {"still": (0, 0), "right": (0, 2), "left": (0, -2), "down": (2, 0), "up": (-2, 0)}
@@ -101,14 +102,20 @@ def grating(
     return (contrast * np.sin(2 * np.pi * cycles + phase)).astype(np.float32)
 
 
-def write_video(path: Path, frames: np.ndarray, fps: float = FPS, quality: int = 20) -> None:
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    fps: float = FPS,
+    quality: int = 20,
+    more: Mapping[str, str] | None = None,
+) -> None:
     """Encodes uint8 [T, H, W, 3] as H.264 (yuv420p, even sides) at a constant quality (crf; less is better).
 
-    The file appears under its name only once it is complete.
+    more: further options of x264, such as {"bf": "0"}. The file appears under its name only once it is complete.
     """
     with replace_file(path) as draft, av.open(str(draft), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
-        options = {"crf": str(quality), "preset": "veryfast", "threads": "1"}
+        options = {"crf": str(quality), "preset": "veryfast", "threads": "1", **(more or {})}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -126,7 +133,7 @@ def write_world(
     (default: one per core).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     parts = [(folder, seed, size, range(first, min(first + 50, count))) for first in range(0, count, 50)]
     rows: list[dict[str, str]] = []
     # spawned, not forked: the parent may already run torch's threads

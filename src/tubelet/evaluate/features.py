@@ -31,8 +31,10 @@ from torch import Tensor
 from tubelet.data import clips
 from tubelet.data.augment import CenterCrop
 from tubelet.data.container import DecodeError
+from tubelet.data.cores import cores
 from tubelet.data.manifest import Video
 from tubelet.data.source import ClipReader
+from tubelet.data.stamp import stamp
 from tubelet.errors import UserError
 from tubelet.export.weights import Encoder, Geometry
 from tubelet.files import sync, write_json
@@ -221,14 +223,13 @@ def _recipe(
 
 
 def _identity(video: Video) -> list[Any]:
-    """Path, size and time of change of a file, or of all files of a folder of frames; what of it is used."""
-    path = Path(video.path)
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    seen = hashlib.sha256()
-    for file in files:
-        state = file.stat() if file.exists() else None
-        seen.update(f"{file.name} {state and state.st_size} {state and state.st_mtime_ns}\n".encode())
-    return [str(path.resolve()), seen.hexdigest()[:16], video.start, video.end]
+    """Path and stamp, None if it cannot be read; what of it is used; the rate, where a list alone knows it."""
+    try:
+        state = list(stamp(video.path))
+    except DecodeError:
+        state = None
+    rate = video.fps if video.path.is_dir() else None
+    return [str(video.path.resolve()), state, video.start, video.end, rate]
 
 
 @contextmanager
@@ -377,7 +378,7 @@ class _Job:
         Fills ``reasons`` with the videos that cannot be read; the last group may be empty.
         """
         group = max(1, self.batch_size // self.views.count)
-        workers = self.workers or os.cpu_count() or 1
+        workers = self.workers or cores()
         waiting: deque[tuple[int, Future[Tensor]]] = deque()
         rows: list[int] = []
         batch: list[Tensor] = []

@@ -6,23 +6,22 @@ Everything after pretraining names an encoder by a string that `load_encoder` un
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tubelet.errors import UserError, nearest
 from tubelet.files import replace_folder, write_json
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.tokens import build_positions, name_positions
 from tubelet.nn.vit import ViT, build_vit
+from tubelet.tensors import write_tensors
 
 FORMAT = 1
 
@@ -72,9 +71,7 @@ def save_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict[
     An earlier ``folder`` is replaced only once the new one is complete. Raises UserError if the disk is full.
     """
     with replace_folder(folder) as new:
-        state = {
-            name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()
-        }
+        state = {name: tensor.float() for name, tensor in model.state_dict().items()}
         write_tensors(new / "model.safetensors", state)
         about = {
             "format": FORMAT,
@@ -109,16 +106,6 @@ def load_encoder(spec: str | Path, geometry: Geometry | None = None, which: str 
     _load_exactly(model, folder / "model.safetensors")
     name = about.get("provenance", {}).get("name", folder.parent.name)
     return _finish(model, geometry or stored, name, about.get("provenance", {}))
-
-
-def write_tensors(file: Path, state: dict[str, torch.Tensor]) -> None:
-    """safetensors' own writer, its "disk full" turned back into the OSError that it was."""
-    try:
-        save_file(state, file)
-    except SafetensorError as error:
-        if "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
-        raise
 
 
 def _find(path: Path, which: str | None) -> Path:

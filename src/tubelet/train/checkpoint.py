@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tubelet.errors import UserError
 from tubelet.files import replace_folder, write_text
+from tubelet.tensors import write_tensors
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
@@ -66,8 +67,8 @@ def save(
     earlier = found(folder)
     try:
         with replace_folder(target) as draft:
-            _write_tensors(method, draft / "method.safetensors")
-            _write_tensors(optimizer, draft / "optimizer.safetensors")
+            write_tensors(draft / "method.safetensors", method)
+            write_tensors(draft / "optimizer.safetensors", optimizer)
             if on_save is not None:
                 on_save(draft, step)
             about = {
@@ -133,17 +134,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Method and optimizer state of a checkpoint that `read_state` found whole, on the CPU."""
     return load_file(checkpoint / "method.safetensors"), load_file(checkpoint / "optimizer.safetensors")
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    flat: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        here = tensor.detach().cpu().contiguous()
-        # tied parameters: safetensors refuses two names for one memory
-        flat[name] = here.clone() if here.untyped_storage().data_ptr() in seen else here
-        seen.add(here.untyped_storage().data_ptr())
-    save_file(flat, path)
 
 
 def _damage(checkpoint: Path) -> str | None:
