@@ -71,8 +71,8 @@ SAME: dict[str, Any] = {
     "seed": 0,
 }
 STAGES: dict[str, dict[str, Any]] = {
-    "teacher": {"steps": 850, "lr": 3e-3, "mask_ratio": 0.5, "decoder_dim": 96, "decoder_depth": 1},
-    "student": {"steps": 500, "lr": 2e-3, "mask_ratio": 0.7, "predictor_dim": 96, "predictor_depth": 1},
+    "teacher": {"steps": 800, "lr": 3e-3, "mask_ratio": 0.5, "decoder_dim": 96, "decoder_depth": 1},
+    "student": {"steps": 420, "lr": 2e-3, "mask_ratio": 0.7, "predictor_dim": 96, "predictor_depth": 1},
 }
 TASKS = {
     "motion": "five classes that no single frame tells apart: still, or drifting right, left, down or up.",
