@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -278,6 +279,8 @@ def _add_demo(commands: Any, name: str) -> None:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
+    # Threads that wait by spinning take the core that the other one needs; read when torch is first loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tubelet.demo import demo
 
     demo(Path(chosen.out))
