@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import resource
@@ -39,9 +38,8 @@ from tubelet.report.demo import CostRow, DemoResult, Reconstruction, demo_report
 from tubelet.report.filmstrip import Strip
 from tubelet.report.history import load_metrics
 from tubelet.report.table import Score
+from tubelet.train.checkpoint import found
 from tubelet.train.spent import peak_memory
-
-log = logging.getLogger("tubelet")
 
 TRAINING, LABELLED = 1200, 600  # clips; half of the labelled ones are drawn from, half are tested on
 TRAINING_SEED, LABELLED_SEED = 1000, 3000
@@ -216,16 +214,15 @@ def _write_list(file: Path, rows: list[dict[str, str]]) -> None:
 
 
 def _stage(recipe: str, folder: Path, knobs: dict[str, Any]) -> Finished:
-    begun = any((folder / "checkpoints").glob("step-*"))
-    return run_recipe(recipe, out=str(folder), resume=begun, **knobs)
+    return run_recipe(recipe, out=str(folder), resume=bool(found(folder / "checkpoints")), **knobs)
 
 
 def _probe(features: dict[str, Features], manifest: Manifest) -> dict[str, dict[str, Score]]:
     """encoder -> probe -> accuracy over label draws; classes are balanced, so macro recall is accuracy."""
     rows = {}
-    for name, found in features.items():
-        task = read_task(manifest.videos, str(manifest.source), "error", list(found.excluded))
-        x = found.pooled()
+    for name, table in features.items():
+        task = read_task(manifest.videos, str(manifest.source), "error", list(table.excluded))
+        x = table.pooled()
         rows[name] = {
             "linear": _score(x, task, "linear", "macro_recall"),
             "kNN": _score(x, task, "knn", "macro_recall@k5"),
@@ -234,8 +231,8 @@ def _probe(features: dict[str, Features], manifest: Manifest) -> dict[str, dict[
 
 
 def _score(x: np.ndarray, task: Task, kind: Any, metric: str) -> Score:
-    found = score(x, task, kind, per_class=PER_CLASS, draws=DRAWS).metrics[metric]
-    return Score(found.value, found.sd, DRAWS)
+    reached = score(x, task, kind, per_class=PER_CLASS, draws=DRAWS).metrics[metric]
+    return Score(reached.value, reached.sd, DRAWS)
 
 
 def _reconstructions(teacher: Finished, manifest: Manifest, geometry: Geometry) -> list[Reconstruction]:

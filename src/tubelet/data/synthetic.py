@@ -43,14 +43,21 @@ class Clip:
     appearance: str
 
 
+def labels(index: int) -> tuple[str, str]:
+    """Motion and appearance of clip ``index``, of any world."""
+    return (
+        list(MOTIONS)[index % len(MOTIONS)],
+        list(APPEARANCES)[index // len(MOTIONS) % len(APPEARANCES)],
+    )
+
+
 def render(index: int, seed: int, frames: int = FRAMES, size: int = SIZE) -> Clip:
     """Clip ``index`` of the world ``seed``: a two-tone texture that fills the picture and drifts, or stays.
 
     Labels are balanced: motion goes through `MOTIONS`, appearance through `APPEARANCES`, all pairs in 20 clips.
     """
     rng = np.random.default_rng([seed, index])
-    motion = list(MOTIONS)[index % len(MOTIONS)]
-    appearance = list(APPEARANCES)[index // len(MOTIONS) % len(APPEARANCES)]
+    motion, appearance = labels(index)
     texture = _texture(rng, appearance)
     start = rng.integers(0, CANVAS, 2)
     rows, columns = (
@@ -134,23 +141,22 @@ def write_world(
     """
     folder.mkdir(parents=True, exist_ok=True)
     workers = workers or cores()
-    parts = [(folder, seed, size, range(first, min(first + 50, count))) for first in range(0, count, 50)]
-    rows: list[dict[str, str]] = []
-    # spawned, not forked: the parent may already run torch's threads
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for found in track(
-            pool.map(_write_part, parts), f"rendering {folder.name}", len(parts), transient=True
-        ):
-            rows += found
-    return rows
+    paths = [folder / f"{index:05d}.mp4" for index in range(count)]
+    missing = [index for index, path in enumerate(paths) if not path.exists()]
+    parts = [(folder, seed, size, missing[first : first + 50]) for first in range(0, len(missing), 50)]
+    if parts:
+        # spawned, not forked: the parent may already run torch's threads
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            done = pool.map(_write_part, parts)
+            for _ in track(done, f"rendering {folder.name}", len(parts), transient=True):
+                pass
+    return [
+        {"path": str(path), "motion": motion, "appearance": appearance}
+        for path, (motion, appearance) in zip(paths, map(labels, range(count)), strict=True)
+    ]
 
 
-def _write_part(part: tuple[Path, int, int, Sequence[int]]) -> list[dict[str, str]]:
+def _write_part(part: tuple[Path, int, int, Sequence[int]]) -> None:
     folder, seed, size, indices = part
-    rows = []
     for index in indices:
-        clip, path = render(index, seed, size=size), folder / f"{index:05d}.mp4"
-        if not path.exists():
-            write_video(path, clip.frames)
-        rows.append({"path": str(path), "motion": clip.motion, "appearance": clip.appearance})
-    return rows
+        write_video(folder / f"{index:05d}.mp4", render(index, seed, size=size).frames)
