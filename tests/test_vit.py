@@ -135,7 +135,7 @@ def test_layers_equal_a_walk_over_the_blocks() -> None:
     [(24, 8, 0), (32, 10, 2), (64, 20, 4), (80, 26, 2), (88, 28, 4), (104, 34, 2)],
 )
 def test_rotary_segments_equal_the_papers(head_dim: int, turned: int, still: int) -> None:
-    cos, sin = Rotary().rotate(Grid(3, 4, 5), None, head_dim, CPU)
+    cos, sin, _ = Rotary().rotate(Grid(3, 4, 5), None, head_dim, 1, CPU)
     assert cos.shape == (1, 1, 60, head_dim)
     moving = (sin != 0).any(dim=2)[0, 0]
     assert int(moving.sum()) == 3 * turned
@@ -150,7 +150,7 @@ def attention_score(positions: Rotary, first: tuple[int, int, int], second: tupl
     def place(at: tuple[int, int, int]) -> torch.Tensor:
         return torch.tensor([[at[0] * 64 + at[1] * 8 + at[2]]])
 
-    rotations = [positions.rotate(grid, place(at), 24, CPU) for at in (first, second)]
+    rotations = [positions.rotate(grid, place(at), 24, 1, CPU) for at in (first, second)]
     return float((turn(q, rotations[0]) * turn(k, rotations[1])).sum())
 
 

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tubelet.types import Grid, Mask
+from tubelet.types import Grid, Mask, MaskSampler
 
 
 def _pick(wanted: Tensor, count: int) -> Tensor:
@@ -177,6 +178,44 @@ class MultiBlockMask:
             f"blocks of {kind.spatial:.0%} of a frame always cover the {grid.h}x{grid.w} grid; "
             "use a larger crop, a smaller patch or smaller blocks"
         )
+
+
+@dataclass(frozen=True)
+class Aimed:
+    """The masks of another sampler, with other targets: fewer of them, or what is seen as well.
+
+    of: "hidden" keeps the sampler's targets; "visible" asks for the tokens that are seen, "all" for every
+    token. share: of those, how many are asked for, drawn uniformly clip by clip, at least one. Sources:
+    LayerLock's latent loss on 5 % of the patches (how they are drawn is open: ours), VideoMAE v2's decoder
+    masking (there a running cell, here at random).
+    """
+
+    sampler: MaskSampler
+    of: Literal["hidden", "visible", "all"] = "hidden"
+    share: float = 1.0
+
+    def __call__(self, grid: Grid, batch: int, device: torch.device) -> list[Mask]:
+        """The sampler's masks; what is seen is as it drew it."""
+        masks = []
+        for mask in self.sampler(grid, batch, torch.device("cpu")):
+            match self.of:
+                case "hidden":
+                    ids = mask.target
+                case "visible":
+                    ids = mask.context
+                case "all":
+                    ids = torch.arange(grid.n).expand(batch, -1)
+            chosen = _pick(torch.ones(ids.shape), self._count(ids.shape[1])) if self.share < 1 else None
+            masks.append(_to(Mask(mask.context, ids if chosen is None else ids.gather(1, chosen)), device))
+        return masks
+
+    def counts(self, grid: Grid) -> list[tuple[int, int]]:
+        """As exact as the sampler's."""
+        size = {"hidden": lambda pair: pair[1], "visible": lambda pair: pair[0], "all": lambda _: grid.n}
+        return [(pair[0], self._count(size[self.of](pair))) for pair in self.sampler.counts(grid)]
+
+    def _count(self, tokens: int) -> int:
+        return max(1, round(self.share * tokens))
 
 
 def _spans(batch: int, blocks: int, length: int, size: int) -> Tensor:

@@ -30,7 +30,8 @@ class Grid(NamedTuple):
 class Mask:
     """What the student sees and what it must predict.
 
-    context: int64 [B, Nc], target: int64 [B, Nt]; token ids, ascending within a row, and no id in both.
+    context: int64 [B, Nc], target: int64 [B, Nt]; token ids, ascending within a row. No id is in both, unless
+    a sampler was asked for what is seen or for everything (`tubelet.masks.Aimed`).
     """
 
     context: Tensor
@@ -118,8 +119,8 @@ class Loss:
 class Work:
     """One pass of one module over one clip, as the cost formulas see it.
 
-    part: who pays ("encoder", "teacher", "predictor", "decoder", ...). module: a ViT, a Predictor, a Block
-    or a Linear. context: tokens that enter. target: mask tokens added (predictors only). backward: whether
+    part: who pays ("encoder", "teacher", "predictor", "decoder", ...). module: a ViT, a section of one, a
+    Predictor, a Block or a Linear. context: tokens that enter. target: mask tokens added (predictors only). backward: whether
     gradients flow back through it. times: how often per clip.
     """
 

@@ -19,7 +19,7 @@ from tubelet.nn.block import Attention, Block, Mlp
 from tubelet.nn.heads import AttentiveClassifier, AttentivePooler, LinearHead
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.predictor import Predictor
-from tubelet.nn.vit import ViT, build_vit
+from tubelet.nn.vit import Embedding, ViT, build_vit
 from tubelet.types import Work
 
 
@@ -122,7 +122,7 @@ def forward_flops(module: nn.Module, context: int, target: int = 0) -> int:
 
 def backward_flops(module: nn.Module, context: int, target: int = 0) -> int:
     """FLOPs of one sample's backward pass where weights and inputs both need gradients, pixels excepted."""
-    spared = forward_flops(module.embedding, context) if isinstance(module, ViT) else 0
+    spared = sum(forward_flops(part, context) for part in module.modules() if isinstance(part, Embedding))
     return 2 * forward_flops(module, context, target) - spared
 
 

@@ -23,8 +23,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D]; ``rotation`` turns queries and keys."""
+        """[B, N, D] -> [B, N, D]; ``rotation`` turns queries and keys, or ``tokens`` themselves."""
         b, n, d = tokens.shape
+        if rotation is not None and rotation.on_tokens:
+            tokens, rotation = turn(tokens, rotation), None
         q, k, v = self.qkv(tokens).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = turn(q, rotation), turn(k, rotation)

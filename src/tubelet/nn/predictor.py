@@ -14,7 +14,8 @@ class Predictor(nn.Module):
     """A narrow ViT over context tokens and mask tokens; only the mask tokens' outputs leave it.
 
     context_dim: width of the encoder. dim, depth, heads: of its own blocks. target_dim: width P of what is
-    predicted (a teacher's width, or the pixels of a tubelet). mask_tokens: how many learned mask tokens, one
+    predicted (a teacher's width, or the pixels of a tubelet); None leaves the last tokens as they are, ``dim``
+    wide, for heads kept elsewhere. mask_tokens: how many learned mask tokens, one
     for each kind of mask (V-JEPA) or one shared. mask_std: 0 starts them at zero (V-JEPA), else a truncated
     normal of that width (VideoMAE: .02). init_std: width of the weights' first draw. Source: V-JEPA, V-JEPA 2;
     VideoMAE's decoder has the same form.
@@ -26,7 +27,7 @@ class Predictor(nn.Module):
         dim: int,
         depth: int,
         heads: int,
-        target_dim: int,
+        target_dim: int | None,
         mask_tokens: int = 1,
         mask_std: float = 0.0,
         positions: Positions | None = None,
@@ -34,13 +35,14 @@ class Predictor(nn.Module):
     ):
         super().__init__()
         self.context_dim, self.dim, self.depth, self.heads = context_dim, dim, depth, heads
-        self.target_dim, self.mask_std, self.init_std = target_dim, mask_std, init_std
+        self.target_dim = dim if target_dim is None else target_dim
+        self.mask_std, self.init_std = mask_std, init_std
         self.positions = Rotary() if positions is None else positions
         self.embedding = nn.Linear(context_dim, dim)
         self.mask_token = nn.Embedding(mask_tokens, dim)  # an Embedding copies: a view would break sharding
         self.blocks = nn.ModuleList(Block(dim, heads, 4 * dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, target_dim)
+        self.head = nn.Identity() if target_dim is None else nn.Linear(dim, target_dim)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -66,7 +68,7 @@ class Predictor(nn.Module):
         added = self.positions.add(grid, self.dim, context.device)
         if added is not None:
             tokens = tokens + gather(added, ids).to(tokens.dtype)
-        rotation = self.positions.rotate(grid, ids, self.dim // self.heads, context.device)
+        rotation = self.positions.rotate(grid, ids, self.dim, self.heads, context.device)
         for block in self.blocks:
             tokens = block(tokens, rotation)
         return self.head(self.norm(tokens[:, -n_target:]))

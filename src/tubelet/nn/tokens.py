@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,18 @@ from torch import Tensor
 from tubelet.errors import nearest
 from tubelet.types import Grid
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [1 or B, 1, K, head_dim]
+
+class Rotation(NamedTuple):
+    """Cosines and sines, each [1 or B, 1, K, head_dim] for queries and keys.
+
+    on_tokens: they turn the normed tokens that enter attention instead, [1 or B, K, D], and with them queries,
+    keys and values.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    on_tokens: bool = False
+
 
 
 def patchify(clip: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -52,14 +63,16 @@ def coordinates(grid: Grid, device: torch.device) -> Tensor:
 
 
 class Positions(Protocol):
-    """How tokens learn where they are: something added to them, a rotation of queries and keys, or both."""
+    """How tokens learn where they are: something added to them, something turned in every block, or both."""
 
     def add(self, grid: Grid, dim: int, device: torch.device) -> Tensor | None:
         """What is added to the embedded tokens, float32 [1, N, D], or None."""
         ...
 
-    def rotate(self, grid: Grid, keep: Tensor | None, head_dim: int, device: torch.device) -> Rotation | None:
-        """Cosines and sines for tokens ``keep`` [B, K] (None: all), or None."""
+    def rotate(
+        self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device
+    ) -> Rotation | None:
+        """Cosines and sines for tokens ``keep`` [B, K] (None: all) of width ``dim``, or None."""
         ...
 
 
@@ -83,8 +96,11 @@ class Rotary:
         """Nothing is added."""
         return None
 
-    def rotate(self, grid: Grid, keep: Tensor | None, head_dim: int, device: torch.device) -> Rotation:
+    def rotate(
+        self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device
+    ) -> Rotation:
         """Cosines and sines [1 or B, 1, K, head_dim], float32; unturned channels have cosine 1, sine 0."""
+        head_dim = dim // heads
         segment = 2 * (head_dim // 3 // 2)
         if segment < 2:
             raise ValueError(
@@ -99,14 +115,50 @@ class Rotary:
         )  # [1, N, d]
         if keep is not None:
             angle = gather(angle, keep)
-        return angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        return Rotation(angle.cos().unsqueeze(1), angle.sin().unsqueeze(1))
 
 
-def turn(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Queries or keys [B, heads, K, d] turned by their positions; computed and returned in their dtype."""
-    cos, sin = (part.to(heads.dtype) for part in rotation)
-    partner = torch.stack((-heads[..., 1::2], heads[..., ::2]), dim=-1).flatten(-2)
-    return heads * cos + partner * sin
+def turn(vectors: Tensor, rotation: Rotation) -> Tensor:
+    """Queries or keys [B, heads, K, d], or tokens [B, K, D], turned by their positions, in their dtype."""
+    cos, sin = rotation.cos.to(vectors.dtype), rotation.sin.to(vectors.dtype)
+    partner = torch.stack((-vectors[..., 1::2], vectors[..., ::2]), dim=-1).flatten(-2)
+    return vectors * cos + partner * sin
+
+
+@dataclass(frozen=True)
+class TokenRotary:
+    """LayerLock's rotary positions (arXiv 2509.10156): the normed tokens are turned, not queries and keys.
+
+    Of all D channels, in this order, 10 % turn with t, 25 % with h, 25 % with w; the others carry no position.
+    Each part, an even number of channels, is an ordinary rotary embedding as in `Rotary`. The tokens are turned
+    after the first norm of every block, so queries, keys and values all see it. Open in the paper, and ours:
+    every block (not the first alone), the base, adjacent pairs, no rescaling of coordinates.
+    """
+
+    shares: tuple[float, float, float] = (0.10, 0.25, 0.25)
+    base: float = 10000.0
+
+    def add(self, grid: Grid, dim: int, device: torch.device) -> Tensor | None:
+        """Nothing is added."""
+        return None
+
+    def rotate(
+        self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device
+    ) -> Rotation:
+        """Cosines and sines [1 or B, K, D], float32; unturned channels have cosine 1, sine 0."""
+        place = coordinates(grid, device).float()  # [N, 3]
+        angles = []
+        for axis, share in enumerate(self.shares):
+            half = round(share * dim / 2)
+            if half < 1:
+                raise ValueError(f"{share:.0%} of a width of {dim} is less than a pair; use a wider encoder")
+            frequency = self.base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+            angles.append((place[:, axis, None] * frequency).repeat_interleave(2, dim=-1))
+        angle = torch.cat(angles, dim=-1)
+        angle = torch.nn.functional.pad(angle, (0, dim - angle.shape[-1])).unsqueeze(0)  # [1, N, D]
+        if keep is not None:
+            angle = gather(angle, keep)
+        return Rotation(angle.cos(), angle.sin(), on_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -135,28 +187,37 @@ class SinCos:
         angle = coordinates(grid, device).double().unsqueeze(-1) * frequency  # [N, 3, width/2]
         return torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :dim].float().unsqueeze(0)
 
-    def rotate(self, grid: Grid, keep: Tensor | None, head_dim: int, device: torch.device) -> Rotation | None:
+    def rotate(
+        self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device
+    ) -> Rotation | None:
         """Nothing is turned."""
         return None
 
 
-POSITIONS = ("rotary", "rotary_legacy", "sincos", "sincos_flat")
+POSITIONS = ("rotary", "rotary_legacy", "rotary_tokens", "sincos", "sincos_flat")
 
 
 def build_positions(name: str, base: float = 10000.0) -> Positions:
     """The positions of that name (one of `POSITIONS`); raises ValueError for another."""
-    if name not in POSITIONS:
-        raise ValueError(
-            f'unknown positions "{name}"{nearest(name, POSITIONS)} (there are: {", ".join(POSITIONS)})'
-        )
-    if name.startswith("rotary"):
-        return Rotary(legacy=name == "rotary_legacy", base=base)
-    return SinCos(flat=name == "sincos_flat", base=base)
+    match name:
+        case "rotary" | "rotary_legacy":
+            return Rotary(legacy=name == "rotary_legacy", base=base)
+        case "rotary_tokens":
+            return TokenRotary(base=base)
+        case "sincos" | "sincos_flat":
+            return SinCos(flat=name == "sincos_flat", base=base)
+    raise ValueError(
+        f'unknown positions "{name}"{nearest(name, POSITIONS)} (there are: {", ".join(POSITIONS)})'
+    )
 
 
 def name_positions(positions: Positions) -> tuple[str, float]:
     """Name and base that `build_positions` makes these from."""
-    if isinstance(positions, Rotary):
-        return "rotary_legacy" if positions.legacy else "rotary", positions.base
-    assert isinstance(positions, SinCos), f"{positions} has no name"
-    return "sincos_flat" if positions.flat else "sincos", positions.base
+    match positions:
+        case Rotary():
+            return "rotary_legacy" if positions.legacy else "rotary", positions.base
+        case TokenRotary():
+            return "rotary_tokens", positions.base
+        case SinCos():
+            return "sincos_flat" if positions.flat else "sincos", positions.base
+    raise AssertionError(f"{positions} has no name")

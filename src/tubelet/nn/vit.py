@@ -14,6 +14,10 @@ from tubelet.nn.tokens import Positions, Rotary, Rotation, gather, patchify
 from tubelet.types import Grid
 
 
+class Embedding(nn.Linear):
+    """Tubelets' pixels to tokens: the one layer whose input never needs a gradient."""
+
+
 class ViT(nn.Module):
     """Plain ViT: tubelets, pre-norm blocks, a final LayerNorm; no class token, no dropout.
 
@@ -39,7 +43,7 @@ class ViT(nn.Module):
         self.hidden = 4 * dim if hidden is None else hidden
         self.patch, self.channels, self.init_std = patch, channels, init_std
         self.positions = Rotary() if positions is None else positions
-        self.embedding = nn.Linear(channels * patch[0] * patch[1] * patch[2], dim)
+        self.embedding = Embedding(channels * patch[0] * patch[1] * patch[2], dim)
         self.blocks = nn.ModuleList(Block(dim, heads, self.hidden) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.init_weights()
@@ -71,7 +75,25 @@ class ViT(nn.Module):
 
     def rotation(self, grid: Grid, keep: Tensor | None, device: torch.device) -> Rotation | None:
         """What the blocks need to know of positions, computed once for all of them."""
-        return self.positions.rotate(grid, keep, self.dim // self.heads, device)
+        return self.positions.rotate(grid, keep, self.dim, self.heads, device)
+
+    def advance(self, tokens: Tensor, rotation: Rotation | None, start: int, stop: int) -> Tensor:
+        """Tokens [B, K, D] of layer ``start`` -> those of layer ``stop``."""
+        for block in self.blocks[start:stop]:
+            tokens = block(tokens, rotation)
+        return tokens
+
+    def section(self, start: int, stop: int) -> nn.ModuleList:
+        """What leads from layer ``start`` to layer ``stop``: with the embedding from 0, the final norm to ``depth``.
+
+        Every parameter of the encoder is in exactly one of the sections between consecutive layers.
+        """
+        parts = nn.ModuleList(self.blocks[start:stop])
+        if start == 0:
+            parts.insert(0, self.embedding)
+        if stop == self.depth:
+            parts.append(self.norm)
+        return parts
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
         """Final normed tokens [B, K, D] of clips [B, C, T, H, W]; only tokens ``keep`` [B, K] enter if given."""
