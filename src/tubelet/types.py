@@ -119,13 +119,13 @@ class Loss:
 class Work:
     """One pass of one module over one clip, as the cost formulas see it.
 
-    part: who pays ("encoder", "teacher", "predictor", "decoder", ...). module: a ViT, a section of one, a
-    Predictor, a Block or a Linear. context: tokens that enter. target: mask tokens added (predictors only). backward: whether
-    gradients flow back through it. times: how often per clip.
+    part: who pays ("encoder", "teacher", "predictor", "decoder", ...). module: a ViT, a section of one
+    (modules one after the other), a Predictor, a Block or a Linear. context: tokens that enter. target: mask tokens
+    added (predictors only). backward: whether gradients flow back through it. times: how often per clip.
     """
 
     part: str
-    module: nn.Module
+    module: nn.Module | tuple[nn.Module, ...]
     context: int
     target: int = 0
     backward: bool = True

@@ -10,7 +10,7 @@ is a matter of the kernel, not of the method.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -82,14 +82,38 @@ def cost(works: Iterable[Work]) -> Cost:
     return total
 
 
-def forward_flops(module: nn.Module, context: int, target: int = 0) -> int:
-    """FLOPs of one sample's forward pass.
+def with_held(works: Iterable[Work], held: Iterable[nn.Module]) -> list[Work]:
+    """The same passes where ``held`` modules never move: those that lead a pass then get no backward."""
+    frozen = {id(module) for module in held}
+    passes: list[Work] = []
+    for work in works:
+        match work.module:
+            case ViT() as vit:
+                parts = vit.section(0, vit.depth)
+            case tuple() as section:
+                parts = section
+            case other:
+                parts = (other,)
+        lead = next((i for i, part in enumerate(parts) if id(part) not in frozen), len(parts))
+        if not work.backward or not lead:
+            passes.append(work)
+            continue
+        passes.append(replace(work, module=parts[:lead], backward=False))
+        if parts[lead:]:
+            passes.append(replace(work, module=parts[lead:]))
+    return passes
+
+
+def forward_flops(module: nn.Module | tuple[nn.Module, ...], context: int, target: int = 0) -> int:
+    """FLOPs of one sample's forward pass through a module, or several one after the other.
 
     context: tokens that enter (for a Linear, its rows; for a LinearHead, vectors). target: mask tokens that a
     Predictor adds. Raises TypeError for a module without a formula: a wrong cost is worse than none.
     """
     n = context
     match module:
+        case tuple():
+            return sum(forward_flops(part, n, target) for part in module)
         case nn.Linear():
             return 2 * n * module.in_features * module.out_features
         case nn.LayerNorm() | nn.Identity() | nn.Embedding() | Pixels():
@@ -120,8 +144,10 @@ def forward_flops(module: nn.Module, context: int, target: int = 0) -> int:
             raise TypeError(f"no FLOP formula for {type(module).__name__}; add one to analysis/cost.py")
 
 
-def backward_flops(module: nn.Module, context: int, target: int = 0) -> int:
+def backward_flops(module: nn.Module | tuple[nn.Module, ...], context: int, target: int = 0) -> int:
     """FLOPs of one sample's backward pass where weights and inputs both need gradients, pixels excepted."""
+    if isinstance(module, tuple):
+        return sum(backward_flops(part, context, target) for part in module)
     spared = sum(forward_flops(part, context) for part in module.modules() if isinstance(part, Embedding))
     return 2 * forward_flops(module, context, target) - spared
 
@@ -134,7 +160,8 @@ def paper_flops(works: Iterable[Work]) -> float:
     """
     total = 0.0
     for work in works:
-        parameters = sum(p.numel() for p in work.module.parameters())
+        modules = work.module if isinstance(work.module, tuple) else (work.module,)
+        parameters = sum(p.numel() for module in modules for p in module.parameters())
         total += (6 if work.backward else 2) * parameters * (work.context + work.target) * work.times
     return total
 

@@ -24,7 +24,6 @@ class Rotation(NamedTuple):
     on_tokens: bool = False
 
 
-
 def patchify(clip: Tensor, patch: tuple[int, int, int]) -> Tensor:
     """Cuts clips [B, C, T, H, W] into tubelets [B, N, C*pt*ph*pw], tokens t-major, channels outermost.
 
@@ -96,9 +95,7 @@ class Rotary:
         """Nothing is added."""
         return None
 
-    def rotate(
-        self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device
-    ) -> Rotation:
+    def rotate(self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device) -> Rotation:
         """Cosines and sines [1 or B, 1, K, head_dim], float32; unturned channels have cosine 1, sine 0."""
         head_dim = dim // heads
         segment = 2 * (head_dim // 3 // 2)
@@ -142,9 +139,7 @@ class TokenRotary:
         """Nothing is added."""
         return None
 
-    def rotate(
-        self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device
-    ) -> Rotation:
+    def rotate(self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device) -> Rotation:
         """Cosines and sines [1 or B, K, D], float32; unturned channels have cosine 1, sine 0."""
         place = coordinates(grid, device).float()  # [N, 3]
         angles = []

@@ -83,17 +83,14 @@ class ViT(nn.Module):
             tokens = block(tokens, rotation)
         return tokens
 
-    def section(self, start: int, stop: int) -> nn.ModuleList:
+    def section(self, start: int, stop: int) -> tuple[nn.Module, ...]:
         """What leads from layer ``start`` to layer ``stop``: with the embedding from 0, the final norm to ``depth``.
 
         Every parameter of the encoder is in exactly one of the sections between consecutive layers.
         """
-        parts = nn.ModuleList(self.blocks[start:stop])
-        if start == 0:
-            parts.insert(0, self.embedding)
-        if stop == self.depth:
-            parts.append(self.norm)
-        return parts
+        first = (self.embedding,) if start == 0 else ()
+        last = (self.norm,) if stop == self.depth else ()
+        return (*first, *self.blocks[start:stop], *last)
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
         """Final normed tokens [B, K, D] of clips [B, C, T, H, W]; only tokens ``keep`` [B, K] enter if given."""

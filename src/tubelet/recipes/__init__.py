@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tubelet.errors import UserError, nearest
+from tubelet.recipes.blockwise import blockwise
 from tubelet.recipes.knobs import Knobs
+from tubelet.recipes.layerlock import layerlock, layerlock_collapse, vjepa_layerlock
 from tubelet.recipes.run import Finished, saved_config
 from tubelet.recipes.salt import salt
 from tubelet.recipes.videomae import salt_teacher, videomae
@@ -21,7 +23,12 @@ RECIPES: dict[str, Callable[..., Finished]] = {
     "vjepa2": vjepa2,
     "salt-teacher": salt_teacher,
     "salt": salt,
+    "layerlock": layerlock,
+    "layerlock-collapse": layerlock_collapse,
+    "vjepa-layerlock": vjepa_layerlock,
+    "blockwise": blockwise,
 }
+FROM_ZERO = {"pixel_steps", "restart", "overlap"}  # whole-numbered knobs of which 0 is a value
 
 
 def find_recipe(name: str) -> Callable[..., Finished]:
@@ -51,8 +58,9 @@ def run_recipe(name: str, **given: Any) -> Finished:
     if unknown:
         raise UserError(f'recipe "{name}" has no knob "{unknown[0]}"{nearest(unknown[0], shared | own)}')
     for knob in sorted(own & given.keys()):
-        if type(given[knob]) is int and given[knob] < 1:
-            raise UserError(f"{knob}={given[knob]}: must be at least 1")
+        least = 0 if knob in FROM_ZERO else 1
+        if type(given[knob]) is int and given[knob] < least:
+            raise UserError(f"{knob}={given[knob]}: must be at least {least}")
     if given.get("resume") and given.get("out"):
         given = {**_knobs_of(Path(given["out"]), name, shared | own), **given}
     return recipe(

@@ -28,6 +28,11 @@ class Knobs:
     hours: float | None = knob(None, "fit: longest training time to plan for (1 on a CPU, 12 on a GPU)")
     model: str | None = knob(None, "vit_tiny, vit_small, vit_base, ... or WIDTHxDEPTHxHEADS")
     init_from: str | None = knob(None, "an encoder to start from instead of random weights")
+    branch_from: str | None = knob(
+        None,
+        "a checkpoint of another run to go on from exactly, optimizer and step included, with other knobs",
+    )
+    freeze_layers: int = knob(0, "keep the embedding and the first n blocks as they are")
     steps: int | None = knob(None, "optimizer steps")
     batch_size: int | None = knob(None, "clips per step, over all processes")
     micro_batches: int = knob(1, "parts of a process's share, one after the other, to save memory")
@@ -90,6 +95,10 @@ class Knobs:
                 raise UserError(f"{name} is not given; add --{name} PATH")
         if self.fps is not None and self.frame_step is not None:
             raise UserError("fps and frame_step were both given; sample by one of them")
+        if self.init_from is not None and self.branch_from is not None:
+            raise UserError("init_from and branch_from were both given; a run starts from one of them")
+        if self.freeze_layers < 0:
+            raise UserError(f"freeze_layers={self.freeze_layers}: must be 0 or more")
         if self.hours is not None and not self.hours > 0:
             raise UserError(f"hours={self.hours}: must be above 0")
         for name in (

@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from tubelet.analysis.cost import cost
+from tubelet.analysis.cost import cost, with_held
 from tubelet.analysis.health import HealthMonitor, Verdict, keep, verdict
 from tubelet.data.manifest import Manifest, read_manifest
 from tubelet.data.stream import Stream
@@ -41,6 +42,7 @@ from tubelet.train import checkpoint
 from tubelet.train.folder import differences, plain, refuse_entry
 from tubelet.train.loop import train
 from tubelet.train.parallel import World, join
+from tubelet.train.schedule import Schedule
 from tubelet.train.settings import TrainSettings
 from tubelet.train.spent import Summary
 from tubelet.types import Batch, Grid, MaskSampler, Moment, Work
@@ -48,6 +50,7 @@ from tubelet.types import Batch, Grid, MaskSampler, Moment, Work
 log = logging.getLogger("tubelet")
 PROBE_CLIPS = 32
 FLIP = 0.5
+LOOKS = 64  # moments of a run that its mean cost is taken from
 SLOW_DATA = 0.2  # share of the time spent waiting from which something is worth changing
 
 
@@ -61,7 +64,40 @@ class Finished:
     verdict: Verdict
 
 
-Build = Callable[[ViT, tuple[float, float] | None], Method]
+class Plan(Protocol):
+    """What a recipe may know of the run before its method is built."""
+
+    @property
+    def model(self) -> str:
+        """Name or size of the encoder."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        ...
+
+    @property
+    def momentum(self) -> tuple[float, float] | None:
+        """Of an averaged teacher, at the first step and at the end."""
+        ...
+
+
+Build = Callable[[ViT, Plan], Method]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything decided, nothing written."""
+
+    method: Method
+    chosen: Fit
+    settings: TrainSettings
+    geometry: Geometry
+    readable: Manifest
+    data_digest: str
+    stream: Stream
+    held: tuple[nn.Module, ...]
 
 
 def pretrain(
@@ -72,102 +108,52 @@ def pretrain(
     own: Mapping[str, Any],
     *,
     share: float = 1.0,
+    rate: Callable[[Schedule, Plan], Schedule] | None = None,
+    phases: Callable[[Plan], Table] | None = None,
     loss_is_signal: bool = False,
     on_start: Callable[[], None] | None = None,
 ) -> Finished:
-    """Trains what ``build(encoder, momentum)`` makes, in the run folder ``knobs.out``.
+    """Trains what ``build(encoder, plan)`` makes, in the run folder ``knobs.out``.
 
-    own: the recipe's own knobs, for config.yaml. share: of the steps, where a recipe has stages.
-    loss_is_signal: the targets never move, so a lower loss is a better encoder. on_start: called in the main
-    process when the folder is held and nothing speaks against the run.
+    own: the recipe's own knobs, for config.yaml. share: of the steps, where a recipe has stages. rate: what
+    becomes of the learning rate's schedule. phases: a table to show before the run. loss_is_signal: the targets
+    never move, so a lower loss is a better encoder. on_start: called in the main process when the folder is held
+    and nothing speaks against the run.
     Raises UserError for whatever is wrong with the data, a knob or the folder, before anything is written.
     """
     out = Path(knobs.out)
     with join(knobs.device) as world:
         world.on_main(lambda: refuse_entry(out, knobs.resume))
-        earlier = saved_config(out, recipe) if knobs.resume else None
-        if earlier:
-            refuse_other_knobs(out, earlier, {**asdict(knobs), **own})
-        manifest, data_digest = read_videos(knobs)
-        if earlier and earlier["data_digest"] != data_digest:
-            raise UserError(
-                f"{out} cannot be resumed: data={knobs.data} has changed since the run began (other files, "
-                "stretches, labels, splits or verdicts). Give the data it was started with, or start a new run "
-                "with another out"
-            )
-        manifest = manifest.without_labels()
-        readable = manifest.readable()
-        footage = look_at(readable)
-        source = None if knobs.init_from is None else _source(knobs)
-        sized = knobs if source is None else replace(knobs, model=_size_of(source))
-
-        def choose() -> Fit:
-            with mendable():
-                return fit(
-                    paper,
-                    sized,
-                    footage,
-                    world.device,
-                    lambda model, crop: sum(
-                        _price(_work(_meta(knobs, paper, build, model), crop, knobs)).values()
-                    ),
-                    share=share,
-                    known_steps=earlier["chosen"]["steps"] if earlier else None,
-                    unit=world.size * math.lcm(knobs.clips_per_video, knobs.micro_batches),
-                )
-
-        chosen = world.on_main(choose)
-        if source is not None:
-            chosen.reasons["model"] = "init_from's"
-        geometry = Geometry(knobs.frames, chosen.fps, chosen.frame_step or 1, chosen.crop_size)
-        torch.manual_seed(knobs.seed)
-        with mendable():
-            encoder = source or new_encoder(knobs, paper, chosen.model)
-            method = build(encoder, chosen.momentum).to(world.device)
-            _try_out(method, knobs, chosen.crop_size)
-        settings = _settings(knobs, chosen)
-        settings.micro_batch_size(world.size)  # refused before anything is written
-        stream = Stream(
-            manifest,
-            seed=knobs.seed,
-            batch_size=chosen.batch_size,
-            frames=knobs.frames,
-            fps=chosen.fps,
-            frame_step=chosen.frame_step,
-            crop_size=chosen.crop_size,
-            area=knobs.area,
-            aspect=knobs.aspect,
-            flip=FLIP if knobs.flip is None else knobs.flip,
-            clips_per_video=knobs.clips_per_video,
-            windows=chosen.window,
-            workers=knobs.workers,
-            cache_dir=knobs.cache_dir,
-            max_replaced=knobs.max_replaced,
-            rank=world.rank,
-            world=world.size,
-            device=world.device,
-        )
+        ready = _prepare(recipe, paper, knobs, build, own, share, rate, world)
+        method, chosen = ready.method, ready.chosen
         origin = {
             "name": out.name,
             "recipe": recipe,
             "data": str(knobs.data),
             "split": knobs.split,
-            "data_digest": data_digest,
-            "init_from": knobs.init_from,
+            "data_digest": ready.data_digest,
+            "init_from": knobs.init_from or knobs.branch_from,
             "licence": "that of init_from" if knobs.init_from else "yours: trained from scratch",
         }
 
         def save_encoders(folder: Path, step: int) -> None:
             for number, (which, model) in enumerate(method.encoders().items()):
                 name = "encoder" if number == 0 else f"encoder-{which}"
-                save_encoder(model, folder / name, geometry, {**origin, "which": which, "step": step})
+                save_encoder(model, folder / name, ready.geometry, {**origin, "which": which, "step": step})
 
-        price = functools.cache(_price)  # asked for at every step, and nearly always of the same work
+        @functools.cache  # asked for at every step, and nearly always of the same work
+        def price(work: tuple[Work, ...]) -> dict[str, float]:
+            return _price(tuple(with_held(work, ready.held)))
+
+        def work_at(moment: Moment) -> tuple[Work, ...]:
+            return _work(method, chosen.crop_size, knobs, moment)
+
         monitors = []
         if world.main:
-            monitors.append(HealthMonitor(probe_clips(readable, geometry, PROBE_CLIPS)))
-            announce(recipe, chosen, method, _price(_work(method, chosen.crop_size, knobs)), len(readable))
-            if source is not None:
+            monitors.append(HealthMonitor(probe_clips(ready.readable, ready.geometry, PROBE_CLIPS)))
+            mean = _mean_price(work_at, chosen.steps, price)
+            announce(recipe, chosen, method, mean, len(ready.readable), phases and phases(chosen))
+            if knobs.init_from is not None:
                 log.info(_continues(knobs, method))
         started = False
 
@@ -175,7 +161,8 @@ def pretrain(
             nonlocal started
             started = True
             if not knobs.resume:
-                write_config(out, recipe, {**asdict(knobs), **own}, describe(chosen), data_digest)
+                given = {**asdict(knobs), **own}
+                write_config(out, recipe, given, describe(chosen), ready.data_digest)
                 write_json(out / "env.json", environment(world))
             if on_start is not None:
                 on_start()
@@ -183,24 +170,111 @@ def pretrain(
         try:
             summary = train(
                 method,
-                stream,
-                settings,
+                ready.stream,
+                ready.settings,
                 out,
                 world=world,
-                knobs=_identity(recipe, knobs, own, chosen, data_digest),
-                flops=lambda moment: price(_work(method, chosen.crop_size, knobs, moment)),
+                knobs=_identity(recipe, knobs, own, chosen, ready.data_digest),
+                flops=lambda moment: price(work_at(moment)),
                 monitors=monitors,
                 on_save=save_encoders,
                 on_start=start,
+                held=ready.held,
+                branch=None if knobs.branch_from is None else Path(knobs.branch_from),
                 resume=knobs.resume,
             )
         finally:
             if started:
-                _report_data(stream, out, knobs.resume)
+                _report_data(ready.stream, out, knobs.resume)
         if not world.main:
             return Finished(out, method, summary, Verdict("too early", None, ""))
         save_encoders(out, summary.steps)
         return _conclude(out, method, summary, chosen, loss_is_signal)
+
+
+def _prepare(
+    recipe: str,
+    paper: Paper,
+    knobs: Knobs,
+    build: Build,
+    own: Mapping[str, Any],
+    share: float,
+    rate: Callable[[Schedule, Plan], Schedule] | None,
+    world: World,
+) -> Prepared:
+    """Reads the data, decides what was left open, builds the method and tries it out."""
+    out = Path(knobs.out)
+    earlier = saved_config(out, recipe) if knobs.resume else None
+    if earlier:
+        refuse_other_knobs(out, earlier, {**asdict(knobs), **own})
+    manifest, data_digest = read_videos(knobs)
+    if earlier and earlier["data_digest"] != data_digest:
+        raise UserError(
+            f"{out} cannot be resumed: data={knobs.data} has changed since the run began (other files, "
+            "stretches, labels, splits or verdicts). Give the data it was started with, or start a new run "
+            "with another out"
+        )
+    manifest = manifest.without_labels()
+    readable = manifest.readable()
+    footage = look_at(readable)
+    source = None if knobs.init_from is None else _source(knobs)
+    sized = knobs if source is None else replace(knobs, model=_size_of(source))
+
+    def step_flops(model: str, crop: int) -> float:
+        method = _meta(knobs, paper, build, model)
+        mean = _mean_price(lambda moment: _work(method, crop, knobs, moment), paper.steps, _price)
+        return sum(mean.values())
+
+    def choose() -> Fit:
+        with mendable():
+            return fit(
+                paper,
+                sized,
+                footage,
+                world.device,
+                step_flops,
+                share=share,
+                known_steps=earlier["chosen"]["steps"] if earlier else None,
+                unit=world.size * math.lcm(knobs.clips_per_video, knobs.micro_batches),
+            )
+
+    chosen = world.on_main(choose)
+    if source is not None:
+        chosen.reasons["model"] = "init_from's"
+    geometry = Geometry(knobs.frames, chosen.fps, chosen.frame_step or 1, chosen.crop_size)
+    torch.manual_seed(knobs.seed)
+    with mendable():
+        if rate is not None:
+            chosen = replace(chosen, lr=rate(chosen.lr, chosen))
+        encoder = source or new_encoder(knobs, paper, chosen.model)
+        method = build(encoder, chosen).to(world.device)
+        _try_out(method, knobs, chosen)
+    if knobs.freeze_layers > encoder.depth:
+        raise UserError(f"freeze_layers={knobs.freeze_layers}: the encoder has {encoder.depth} blocks")
+    held = encoder.section(0, knobs.freeze_layers) if knobs.freeze_layers else ()
+    settings = _settings(knobs, chosen)
+    settings.micro_batch_size(world.size)  # refused before anything is written
+    stream = Stream(
+        manifest,
+        seed=knobs.seed,
+        batch_size=chosen.batch_size,
+        frames=knobs.frames,
+        fps=chosen.fps,
+        frame_step=chosen.frame_step,
+        crop_size=chosen.crop_size,
+        area=knobs.area,
+        aspect=knobs.aspect,
+        flip=FLIP if knobs.flip is None else knobs.flip,
+        clips_per_video=knobs.clips_per_video,
+        windows=chosen.window,
+        workers=knobs.workers,
+        cache_dir=knobs.cache_dir,
+        max_replaced=knobs.max_replaced,
+        rank=world.rank,
+        world=world.size,
+        device=world.device,
+    )
+    return Prepared(method, chosen, settings, geometry, readable, data_digest, stream, held)
 
 
 def choose_mask(knobs: Knobs, default: str, ratio: float, kinds: int) -> MaskSampler:
@@ -221,8 +295,18 @@ def describe(chosen: Fit) -> dict[str, Any]:
     }
 
 
-def announce(recipe: str, chosen: Fit, method: Method, flops: Mapping[str, float], videos: int) -> None:
-    """Prints what will run, why each number was chosen, and what it will cost."""
+def announce(
+    recipe: str,
+    chosen: Fit,
+    method: Method,
+    flops: Mapping[str, float],
+    videos: int,
+    phases: Table | None = None,
+) -> None:
+    """Prints what will run, why each number was chosen, what happens when, and what it will cost.
+
+    flops: of a clip, by part, on average over the run.
+    """
     table = Table(
         title=f"{recipe}: {videos} videos, {chosen.windows} clips' length of footage", title_justify="left"
     )
@@ -234,6 +318,8 @@ def announce(recipe: str, chosen: Fit, method: Method, flops: Mapping[str, float
         table.add_row(name, shown, reason)
     console = Console(stderr=True)
     console.print(table)
+    if phases is not None:
+        console.print(phases)
     total = sum(flops.values()) * chosen.batch_size * chosen.steps
     parts = ", ".join(f"{part} {share / sum(flops.values()):.0%}" for part, share in flops.items())
     parameters = sum(p.numel() for p in method.encoder.parameters())
@@ -430,12 +516,13 @@ def _continues(knobs: Knobs, method: Method) -> str:
     )
 
 
-def _try_out(method: Method, knobs: Knobs, crop: int) -> None:
-    """One clip through the method: sizes, masks and positions that do not fit show now, not after the first batch."""
+def _try_out(method: Method, knobs: Knobs, chosen: Fit) -> None:
+    """One clip through the method as it begins and as it ends: what does not fit shows now, not in a later phase."""
+    crop = chosen.crop_size
     clip = torch.zeros(1, method.encoder.channels, knobs.frames, crop, crop)
     batch = Batch(clip, torch.zeros(1, dtype=torch.int64)).to(next(method.parameters()).device)
-    with torch.no_grad():
-        for _ in method(batch, Moment(0, 1)):
+    for step in (0, chosen.steps - 1):
+        for _ in method(batch, Moment(step, chosen.steps)):
             pass
 
 
@@ -444,13 +531,27 @@ def _meta(knobs: Knobs, paper: Paper, build: Build, model: str) -> Method:
     with torch.device("meta"):
         positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
         patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
-        return build(build_vit(model, patch, positions=positions), paper.momentum)
+        return build(build_vit(model, patch, positions=positions), paper)
 
 
-def _work(method: Method, crop: int, knobs: Knobs, moment: Moment | None = None) -> tuple[Work, ...]:
+def _work(method: Method, crop: int, knobs: Knobs, moment: Moment) -> tuple[Work, ...]:
     """Every pass that one clip pays for in training."""
     t, h, w = method.encoder.patch
-    return tuple(method.work(Grid(knobs.frames // t, crop // h, crop // w), moment or Moment(0, 1)))
+    return tuple(method.work(Grid(knobs.frames // t, crop // h, crop // w), moment))
+
+
+def _mean_price(
+    work: Callable[[Moment], tuple[Work, ...]],
+    steps: int,
+    price: Callable[[tuple[Work, ...]], Mapping[str, float]],
+) -> dict[str, float]:
+    """FLOPs of a clip by part, on average over a run of ``steps`` steps (`LOOKS` moments of it)."""
+    total: dict[str, float] = {}
+    moments = sorted({int((i + 0.5) * steps / LOOKS) for i in range(LOOKS)})
+    for step in moments:
+        for part, flops in price(work(Moment(step, steps))).items():
+            total[part] = total.get(part, 0.0) + flops / len(moments)
+    return total
 
 
 def _price(work: tuple[Work, ...]) -> dict[str, float]:

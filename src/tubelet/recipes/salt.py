@@ -84,7 +84,7 @@ def _second_stage(knobs: Knobs, own: dict[str, Any], source: str) -> Finished:
         raise UserError(f"teacher={source} has no latents to predict; name a run or an encoder folder")
     frozen = loaded.model
 
-    def build(encoder: ViT, momentum: object) -> SALT:
+    def build(encoder: ViT, plan: object) -> SALT:
         predictor = predictor_for(
             encoder, knobs, frozen.dim, 2, 24, own["predictor_dim"], own["predictor_depth"]
         )

@@ -11,7 +11,7 @@ from tubelet.recipes.knobs import Knobs
 def predictor_for(
     encoder: ViT,
     knobs: Knobs,
-    target_dim: int,
+    target_dim: int | None,
     mask_tokens: int,
     head_dim: int,
     dim: int | None,
@@ -39,9 +39,12 @@ def predictor_for(
     )
 
 
-def decoder_for(encoder: ViT, dim: int | None, depth: int | None) -> Predictor:
+def decoder_for(
+    encoder: ViT, dim: int | None, depth: int | None, target_dim: int | None = None, heads: bool = True
+) -> Predictor:
     """VideoMAE's decoder: 4 blocks, half the encoder's width (at least 96), heads 64 wide or less.
 
+    target_dim: width of what it predicts, if not a tubelet's pixels. heads: False leaves its last layer out.
     Source: the authors' scripts (192/384/512/640 wide beside S/B/L/H; 12 deep beside L and H).
     """
     width = dim or max(96, encoder.dim // 2)
@@ -51,7 +54,7 @@ def decoder_for(encoder: ViT, dim: int | None, depth: int | None) -> Predictor:
         width,
         blocks,
         heads_for(width, 64),
-        tubelet_values(encoder),
+        (target_dim or tubelet_values(encoder)) if heads else None,
         mask_std=encoder.init_std,
         positions=encoder.positions,
         init_std=encoder.init_std,

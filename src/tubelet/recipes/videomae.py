@@ -56,7 +56,7 @@ def videomae(
     resized crops in place of its multi-scale crops, and flips.
     """
 
-    def build(encoder: ViT, momentum: object) -> VideoMAE:
+    def build(encoder: ViT, plan: object) -> VideoMAE:
         decoder = decoder_for(encoder, decoder_dim, decoder_depth)
         return VideoMAE(encoder, decoder, choose_mask(knobs, "tube", 0.9, 1), normalise, loss)
 
@@ -100,7 +100,7 @@ def first_stage(
 ) -> Finished:
     """`salt_teacher`, alone or as a part of `salt`: then with its share of the steps. on_start: see `pretrain`."""
 
-    def build(encoder: ViT, momentum: object) -> VideoMAE:
+    def build(encoder: ViT, plan: object) -> VideoMAE:
         mask = choose_mask(knobs, "multiblock", 0.9, 2)
         decoder = predictor_for(encoder, knobs, tubelet_values(encoder), 2, 24, decoder_dim, decoder_depth)
         return VideoMAE(encoder, decoder, mask, normalise, loss)

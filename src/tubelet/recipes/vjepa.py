@@ -9,7 +9,7 @@ from tubelet.methods.vjepa import VJEPA
 from tubelet.nn.vit import ViT
 from tubelet.recipes.fit import Paper
 from tubelet.recipes.knobs import Knobs
-from tubelet.recipes.run import Finished, choose_mask, pretrain
+from tubelet.recipes.run import Finished, Plan, choose_mask, pretrain
 from tubelet.recipes.sizes import predictor_for
 from tubelet.train.schedule import Linear
 
@@ -98,8 +98,8 @@ def _vjepa(
     if momentum is not None and not all(0 <= m <= 1 for m in momentum):
         raise UserError(f"momentum={momentum}: both numbers must lie between 0 and 1")
 
-    def build(encoder: ViT, fitted: tuple[float, float] | None) -> VJEPA:
-        average = momentum or fitted
+    def build(encoder: ViT, plan: Plan) -> VJEPA:
+        average = momentum or plan.momentum
         assert average is not None, f"{name} has no momentum"
         predictor = predictor_for(encoder, knobs, encoder.dim, 2, head_dim, predictor_dim, predictor_depth)
         mask = choose_mask(knobs, "multiblock", 0.9, 2)

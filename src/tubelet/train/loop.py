@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tubelet.errors import UserError
 from tubelet.files import write_json
@@ -66,6 +66,8 @@ def train(
     monitors: Sequence[Monitor] = (),
     on_save: Callable[[Path, int], None] | None = None,
     on_start: Callable[[], None] | None = None,
+    held: Sequence[nn.Module] = (),
+    branch: Path | None = None,
     resume: bool = False,
 ) -> Summary:
     """Train ``method`` for ``settings.steps`` steps in the folder ``run``, or go on where it stopped.
@@ -74,7 +76,9 @@ def train(
     others is refused. monitors: called before step 0, every ``settings.monitor_every`` steps, and after the
     last, whose line has the number ``settings.steps``. on_save(folder, step): writes further files (an
     encoder) into a checkpoint before it is complete. on_start: called in the main process once ``run`` is held
-    and nothing speaks against writing into it. ``stream`` is closed in the end.
+    and nothing speaks against writing into it. held: modules whose parameters never move. branch: the checkpoint
+    of another run that a new one starts from, at its step, with its weights, optimizer state and costs; its knobs
+    may differ. ``stream`` is closed in the end.
 
     On CPU, a run that was stopped or killed at any moment and resumed gives bitwise the losses and weights of
     one that was not. Raises UserError: ``run`` holds a run (without ``resume``) or none (with it), other
@@ -94,19 +98,27 @@ def train(
             refuse_changes(run, saved, knobs, settings.describe())
         if on_start is not None:
             world.on_main(on_start)
-        start, spent = (saved["step"], Spent(**saved["spent"])) if saved else (0, Spent())
+        before = saved or (None if branch is None else world.on_main(lambda: checkpoint.read_state(branch)))
+        start, spent = (before["step"], Spent(**before["spent"])) if before else (0, Spent())
+        if start >= total and not saved:
+            raise UserError(
+                f"{branch} was taken at step {start}: nothing is left of {total} steps; raise steps"
+            )
         spent.sessions += 1
 
-        optimizer = Optimizer(method, settings.betas, settings.eps)
+        optimizer = Optimizer(method, settings.betas, settings.eps, held)
         stack.callback(optimizer.release)
-        if saved:
-            world.on_main(lambda: _load(checkpoint.found(folder)[-1], method, optimizer))
+        if saved or branch is not None:
+            source = checkpoint.found(folder)[-1] if saved else branch
+            assert source is not None
+            world.on_main(lambda: _load(source, method, optimizer))
         world.broadcast_([*method.state_dict().values(), *optimizer.state().values()])
         report = None
         if world.main:
             report = stack.enter_context(open_report(run, start, total, settings.tensorboard))
+        how = "resumed at" if saved else "training from" if branch is None else "branching off at"
         log.info(
-            f"{'resumed at' if saved else 'training from'} step {start} of {total}: {world.size} x "
+            f"{how} step {start} of {total}: {world.size} x "
             f"{settings.micro_batches} x {micro_batch_size} clips, {settings.precision}, {world.device}"
         )
         if saved and saved["processes"] != world.size:

@@ -18,16 +18,25 @@ FUSED = ("cpu", "cuda")  # device types whose fused kernel updates all parameter
 class Optimizer:
     """AdamW over every parameter of ``method`` that is built to move, its state complete from the start.
 
+    held: modules whose parameters never move, whatever the method lets move.
+
     Parameters of fewer than two dimensions (biases, norms) are not decayed. State is created at zero when
     this is built, so the keys of a checkpoint do not depend on what has moved by then. A parameter outside
     the trainable set has no gradient, and neither it nor its state changes by a bit, whatever the decay and
     the momentum.
     """
 
-    def __init__(self, method: Method, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        method: Method,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        held: Sequence[nn.Module] = (),
+    ) -> None:
         self.names = {name: p for name, p in method.named_parameters() if p.requires_grad}
         parameters = list(self.names.values())
         assert parameters, "a method without a parameter that requires grad cannot be trained"
+        self.held = {id(p) for module in held for p in module.parameters()}
         self.modules: list[nn.Module] = []
         self.moving: list[nn.Parameter] = []
         fused = all(p.device.type in FUSED for p in parameters)
@@ -50,10 +59,11 @@ class Optimizer:
             }
 
     def set_trainable(self, modules: Sequence[nn.Module]) -> None:
-        """Let the parameters of ``modules`` move, and no others."""
+        """Let the parameters of ``modules`` move, except held ones, and no others."""
         wanted = {id(p) for module in modules for p in module.parameters()}
         unknown = wanted - {id(p) for p in self.names.values()}
         assert not unknown, f"trainable() names {len(unknown)} parameters that were built not to require grad"
+        wanted -= self.held
         for p in self.names.values():
             p.requires_grad_(id(p) in wanted)
         self.modules = list(modules)

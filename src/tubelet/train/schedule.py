@@ -102,6 +102,45 @@ class WarmupConstantLinear(Schedule):
         return _line(self.peak, self.end, _ratio(moment.step - begin, self.cooldown))
 
 
+@dataclass(frozen=True)
+class Restarted(Schedule):
+    """Another schedule, brought back to nothing at each step of ``at`` and up again in ``length`` steps.
+
+    The ``length`` steps from a restart on are taken at 1/length, 2/length, ... of what ``inner`` says.
+    """
+
+    inner: Schedule
+    at: tuple[int, ...]
+    length: int
+
+    def __call__(self, moment: Moment) -> float:
+        since = [moment.step - step for step in self.at if step <= moment.step]
+        ramp = min(1.0, (min(since) + 1) / self.length) if since and self.length else 1.0
+        return ramp * self.inner(moment)
+
+    def describe(self) -> dict[str, object]:
+        """As ``inner``, and where it restarts."""
+        return {**self.inner.describe(), "restart_at": list(self.at), "restart_length": self.length}
+
+
+@dataclass(frozen=True)
+class Staged(Schedule):
+    """``stages`` equal parts of the run, each with the whole of ``inner``, warm-up and all, run through faster."""
+
+    inner: Schedule
+    stages: int
+
+    def __call__(self, moment: Moment) -> float:
+        stage = min(self.stages * moment.step // moment.total, self.stages - 1)
+        # the first step whose stage is this one, and the first of the next
+        begin, end = (-(-moment.total * k // self.stages) for k in (stage, stage + 1))
+        return self.inner(Moment((moment.step - begin) * moment.total // (end - begin), moment.total))
+
+    def describe(self) -> dict[str, object]:
+        """As ``inner``, and how often it runs."""
+        return {**self.inner.describe(), "stages": self.stages}
+
+
 def _ratio(part: float, whole: float) -> float:
     return min(1.0, part / whole) if whole > 0 else 1.0
 
