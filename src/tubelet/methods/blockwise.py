@@ -184,7 +184,7 @@ class Blockwise(Method):
         """(block, error) one by one. Nothing of a block's graph is kept here while the next one runs."""
         encoder = self.encoder
         rotation = encoder.rotation(grid, mask.context, clip.device)
-        handed, seen, depth = None, None, 0
+        handed, seen, depth, pixels = None, None, 0, None
         for number in range(learning.stop):
             start, stop = self.spans[number]
             with torch.set_grad_enabled(number in learning):
@@ -200,12 +200,16 @@ class Blockwise(Method):
                 seen, depth = self._further(clip, grid, seen, depth, self.spans[number - 1][1])
                 latents = _normed(seen)
             if latents is None:
-                error = F.mse_loss(predicted, pixel_target(clip, mask.target, encoder.patch, self.normalise))
+                pixels = self._pixels(clip, mask) if pixels is None else pixels  # the same for every block
+                error = F.mse_loss(predicted, pixels)
             else:
                 error = F.l1_loss(predicted, gather(latents, mask.target))
             del tokens, context, predicted
             yield number, error
             del error
+
+    def _pixels(self, clip: Tensor, mask: Mask) -> Tensor:
+        return pixel_target(clip, mask.target, self.encoder.patch, self.normalise)
 
     @torch.no_grad()
     def _further(
