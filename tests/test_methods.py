@@ -13,15 +13,19 @@ import torch
 import torch.nn.functional as F
 
 import tubelet.methods
-from tubelet.masks import MultiBlockMask, RandomMask, TubeMask
+from tubelet.masks import Aimed, MultiBlockMask, RandomMask, TubeMask
+from tubelet.methods.blockwise import Blockwise
+from tubelet.methods.layerlock import LayerLock, Locks
 from tubelet.methods.method import Method
 from tubelet.methods.salt import SALT
 from tubelet.methods.videomae import VideoMAE, pixel_target
 from tubelet.methods.vjepa import VJEPA
+from tubelet.nn.block import Block
+from tubelet.nn.decoding import JoinedDecoder, SeparateDecoder
 from tubelet.nn.predictor import Predictor
 from tubelet.nn.tokens import gather, patchify, unpatchify
 from tubelet.nn.vit import ViT
-from tubelet.types import Batch, Mask, Moment
+from tubelet.types import Batch, Grid, Mask, Moment
 
 PATCH = (2, 8, 8)
 MOMENT = Moment(3, 10)
@@ -50,11 +54,59 @@ def salt() -> SALT:
     return SALT(encoder(), predictor, encoder(60), MultiBlockMask())
 
 
+def layerlock_pixels() -> LayerLock:
+    """Pixels to the end; block 1 is frozen at MOMENT."""
+    decoder = SeparateDecoder(Predictor(48, 24, 2, 2, None))
+    return LayerLock(encoder(), decoder, TubeMask(0.75), Locks(2, 4, 1, 2), latents=False)
+
+
+def layerlock() -> LayerLock:
+    """Latents of block 1 on half of the hidden tokens, decoded by the last block; the pixel loss kept."""
+    model = encoder()
+    return LayerLock(
+        model,
+        JoinedDecoder(model, 1),
+        RandomMask(0.8),
+        Locks(2, 4, 1, 2),
+        latent_mask=Aimed(RandomMask(0.8), share=0.5),
+        pixel_weight=lambda moment: 0.5,
+    )
+
+
+def vjepa_layerlock() -> LayerLock:
+    decoder = SeparateDecoder(Predictor(48, 24, 2, 2, None, mask_tokens=2))
+    return LayerLock(
+        encoder(),
+        decoder,
+        MultiBlockMask(),
+        Locks(2, 4, 1, 2),
+        start="latents",
+        momentum=lambda moment: 0.9,
+        loss="l1",
+    )
+
+
+def blockwise() -> Blockwise:
+    decoders = [Predictor(48, 24, 1, 2, 2 * 8 * 8 * 3) for _ in range(3)]
+    return Blockwise(encoder(), decoders, TubeMask(0.75), (1, 1, 1))
+
+
+def blockwise_sequential() -> Blockwise:
+    """Latent targets of the block below; the first of two blocks learns at MOMENT."""
+    decoders = [Predictor(48, 24, 1, 2, 2 * 8 * 8 * 3), Predictor(48, 24, 1, 2, 48)]
+    return Blockwise(encoder(), decoders, TubeMask(0.75), (1, 2), regime="sequential", targets="previous")
+
+
 BUILDERS: dict[str, Callable[[], Method]] = {
     "videomae": videomae,
     "salt_teacher": salt_teacher,
     "vjepa": vjepa,
     "salt": salt,
+    "layerlock_pixels": layerlock_pixels,
+    "layerlock": layerlock,
+    "vjepa_layerlock": vjepa_layerlock,
+    "blockwise": blockwise,
+    "blockwise_sequential": blockwise_sequential,
 }
 every = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
 
@@ -119,20 +171,21 @@ def test_encoders_leave_with_the_contract(build: Callable[[], Method], batch: Ba
 @every
 def test_work_lists_every_module_that_runs(build: Callable[[], Method], batch: Batch) -> None:
     """The token counts that the cost formulas charge are those that really pass the blocks."""
-    method = build()
+    method, grid = build(), Grid(2, 6, 8)
     seen: list[tuple[int, int]] = []
-    for model in {
-        id(w.module): w.module for w in method.work(method.encoder.grid(batch.clip), MOMENT)
-    }.values():
-        model.blocks[0].register_forward_hook(  # type: ignore[union-attr]
+    for block in (module for module in method.modules() if isinstance(module, Block)):
+        block.register_forward_hook(
             lambda module, inputs, output: seen.append((id(module), inputs[0].shape[1]))
         )
     for _ in method(batch, MOMENT):
         pass
     charged = [
-        (id(w.module.blocks[0]), w.context + w.target)  # type: ignore[union-attr,index]
-        for w in method.work(method.encoder.grid(batch.clip), MOMENT)
-        for _ in range(w.times)
+        (id(part), work.context + work.target)
+        for work in method.work(grid, MOMENT)
+        for module in (work.module if isinstance(work.module, tuple) else (work.module,))
+        for part in module.modules()
+        if isinstance(part, Block)
+        for _ in range(work.times)
     ]
     assert sorted(seen) == sorted(charged)
 
