@@ -359,3 +359,14 @@ def test_page_of_no_run_or_a_damaged_one_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match=r"run\.json is damaged"):
         run_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_what_freezes_and_each_blocks_loss_are_drawn(tmp_path):
+    rows = [{**row, "lock/frozen": row["step"] // 20, "lock/target": 1.0} for row in metrics()]
+    (write_run(tmp_path / "lock") / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = run_report(tmp_path / "lock").read_text()
+    assert "Frozen blocks" in text and "Layer that is predicted" in text and "Loss of each block" not in text
+    blocks = [{**row, **{f"loss/block{k}": 1.0 / k for k in (1, 2, 10)}} for row in metrics()]
+    (write_run(tmp_path / "blocks") / "metrics.jsonl").write_text("\n".join(map(json.dumps, blocks)))
+    text = run_report(tmp_path / "blocks").read_text()
+    assert "Loss of each block" in text and text.index("block 2") < text.index("block 10")

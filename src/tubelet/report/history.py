@@ -18,7 +18,10 @@ _TRAINING = {
     "train/loss": "Loss",
     "train/lr": "Learning rate",
     "train/grad_norm": "Gradient norm",
+    "lock/frozen": "Frozen blocks",
+    "lock/target": "Layer that is predicted (0: pixels)",
 }
+_PER_BLOCK = "loss/block"
 _HEALTH = {
     "repr/rankme": "Effective rank (RankMe)",
     "repr/std": "Spread over clips",
@@ -42,7 +45,7 @@ def load_metrics(file: Path) -> list[dict[str, float]]:
 
 def add_curves(page: Page, runs: Mapping[str, Rows]) -> None:
     """Loss, learning rate and gradient norm of one run or of several over each other."""
-    panels = _panels(_TRAINING, runs)
+    panels = [*_panels(_TRAINING, runs), *_block_panels(runs)]
     if not panels:
         page.text("No step was logged.")
         return
@@ -101,6 +104,25 @@ def _panels(wanted: Mapping[str, str], runs: Mapping[str, Rows]) -> list[Panel]:
         if lines:
             panels.append(Panel(title, lines, log=_steep(key, lines)))
     return panels
+
+
+def _block_panels(runs: Mapping[str, Rows]) -> list[Panel]:
+    """The local losses of a run over each other, where it has them."""
+    panels = []
+    for name, rows in runs.items():
+        keys = sorted({key for row in rows for key in row if key.startswith(_PER_BLOCK)}, key=_number)
+        lines = []
+        for key in keys:
+            there = [row for row in rows if key in row]
+            title = f"block {_number(key)}"
+            lines.append(Line(title, [row["step"] for row in there], [row[key] for row in there]))
+        if len(lines) > 1:
+            panels.append(Panel("Loss of each block" if len(runs) == 1 else f"{name}: blocks", lines))
+    return panels
+
+
+def _number(key: str) -> int:
+    return int(key.removeprefix(_PER_BLOCK))
 
 
 def _steep(key: str, lines: Sequence[Line]) -> bool:
