@@ -14,6 +14,7 @@ from test_methods import PATCH, encoder, videomae
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.analysis.cost import cost
+from tubelet.analysis.health import HealthMonitor, verdict
 from tubelet.masks import Aimed, RandomMask, TubeMask
 from tubelet.methods.layerlock import LOCKS_4DS_G, LayerLock, Locks
 from tubelet.methods.method import Method
@@ -245,11 +246,51 @@ def test_the_averaged_teacher_gives_the_targets(batch: Batch) -> None:
     assert losses(method, batch, 0) == again  # deeper than the target: not read
 
 
+def test_a_gradient_reaches_the_target_only_where_it_is_let(batch: Batch) -> None:
+    """Without freezing and stop-gradient, the target pass learns too; with freezing it never does."""
+    graphs: dict[str, list[bool]] = {}
+    options: dict[str, dict[str, Any]] = {
+        "open": {"freeze": False, "stop_gradient": False},
+        "stopped": {"freeze": False},
+        "frozen": {"stop_gradient": False},
+    }
+    for name, given in options.items():
+        method = separate(**given)
+        seen = graphs.setdefault(name, [])
+        method.encoder.blocks[0].register_forward_hook(
+            lambda m, i, o, seen=seen: seen.append(o.requires_grad) if i[0].shape[1] == 96 else None
+        )
+        for loss in method(batch, Moment(5, 10)):
+            loss.value.backward()
+    assert graphs == {"open": [True], "stopped": [False], "frozen": [False]}
+
+
+def test_a_target_that_learns_collapses_and_a_frozen_one_does_not() -> None:
+    """Latents alone: with the gradient let into the target, different clips end alike; the verdict sees it."""
+    states = {}
+    for freeze in (False, True):
+        torch.manual_seed(0)
+        method = separate(freeze=freeze, stop_gradient=freeze, start="latents")
+        optimizer = Optimizer(method, (0.9, 0.95))
+        settings = TrainSettings(steps=60, batch_size=4, lr=Constant(3e-3), precision="fp32")
+        monitor = HealthMonitor(torch.cat([batch_of(100 + i).clip for i in range(4)]))
+        rows = []
+        for step in range(61):
+            if step % 20 == 0:
+                with torch.no_grad():
+                    rows.append({"step": float(step), **monitor(Moment(step, 60), method)})
+            if step < 60:
+                take_step(method, optimizer, batch_of(step), Moment(step, 60), settings, World())
+        states[freeze] = verdict(rows).state
+    assert states == {False: "collapse", True: "healthy"}
+
+
 @pytest.mark.parametrize("step", [0, 3, 5])
-@pytest.mark.parametrize("kind", ["separate", "joined"])
+@pytest.mark.parametrize("kind", ["separate", "joined", "learning"])
 def test_flops_by_formula_equal_torchs_counter(kind: str, step: int) -> None:
     with torch.device("meta"):
-        method = separate() if kind == "separate" else joined()
+        learning = {"freeze": False, "stop_gradient": False} if kind == "learning" else {}
+        method = joined() if kind == "joined" else separate(**learning)
     for parameter in method.parameters():
         parameter.requires_grad_(False)
     for module in method.trainable(Moment(step, 10)):

@@ -73,7 +73,9 @@ class LayerLock(Method):
 
     start: the first target: "pixels" (4DS), or "latents", block 1 of ``momentum``'s average (V-JEPA). latents:
     False keeps pixels as the target to the end: MAE with progressive freezing. freeze: False trains every block
-    to the end while the target moves as if they froze: the paper's collapse ablation.
+    to the end while the target moves as if they froze: the paper's collapse ablation. stop_gradient: False lets the
+    gradient into the targets where they can move (without freezing, and without ``momentum``), so that they can come
+    to meet their predictor; a frozen block cannot.
     momentum: of an averaged teacher that gives the targets (V-JEPA + LayerLock); None: the encoder itself does.
     target_input: what the target pass reads: the "full" clip, the "visible" tokens (``latent_mask`` must ask for
     those), or only the tokens that are asked for, "sampled". target_norm: "layer" passes the targets through a
@@ -98,6 +100,7 @@ class LayerLock(Method):
         start: Literal["pixels", "latents"] = "pixels",
         latents: bool = True,
         freeze: bool = True,
+        stop_gradient: bool = True,
         momentum: Callable[[Moment], float] | None = None,
         target_input: Literal["full", "visible", "sampled"] = "full",
         target_norm: Literal["layer", "none"] = "layer",
@@ -123,6 +126,7 @@ class LayerLock(Method):
         self.target_input, self.target_norm = target_input, target_norm
         self.latent_weight, self.pixel_weight = latent_weight, pixel_weight
         self.loss, self.normalise, self.one_head = loss, normalise, heads == "one"
+        self.targets_learn = not (freeze or stop_gradient or momentum)
         # targets come from layers that the encoder has before the first step, so its copy is made now
         self.teacher = None if momentum is None else copy.deepcopy(encoder).requires_grad_(False)
         widths = {"pixels": encoder.embedding.in_features} if start == "pixels" else {}
@@ -150,19 +154,19 @@ class LayerLock(Method):
         locked, layer = self.locked(moment), self.target_layer(moment)
         masks = self._sampler(layer)(grid, len(batch), clip.device)
         whole = None
-        if layer and self.target_input == "full":
+        if layer and self.target_input == "full" and not self.targets_learn:
             whole = self._latents(clip, layer, None, grid)
         for kind, mask in enumerate(masks):
-            with torch.set_grad_enabled(locked == 0):  # a frozen prefix leaves no graph
+            # a frozen prefix leaves no graph
+            with torch.set_grad_enabled(locked == 0 and torch.is_grad_enabled()):
                 tokens = self.encoder.embed(clip, keep=mask.context)
             with torch.no_grad():
                 rotation = self.encoder.rotation(grid, mask.context, clip.device)
                 tokens = self.encoder.advance(tokens, rotation, 0, locked) if locked else tokens
             target = None
             if layer:
-                target = (
-                    gather(whole, mask.target) if whole is not None else self._target(clip, mask, layer, grid)
-                )
+                found = self._target(clip, mask, layer, grid) if whole is None else whole
+                target = gather(found, mask.target) if self.target_input == "full" else found
             decoded = self.decoder(self.encoder, tokens, locked, mask, grid, kind)  # [B, Nt, W]
             yield self._loss(decoded, clip, mask, target, moment, len(masks), grid, kind)
 
@@ -190,16 +194,20 @@ class LayerLock(Method):
         locked, layer = self.locked(moment), self.target_layer(moment)
         source, part = (self.encoder, "target") if self.teacher is None else (self.teacher, "teacher")
         passes = []
-        for context, target in (counts := self._sampler(layer).counts(grid)):
+        counts = self._sampler(layer).counts(grid)
+        for context, target in counts:
             if locked:
                 passes.append(Work("encoder", self.encoder.section(0, locked), context, backward=False))
             passes += self.decoder.work(self.encoder, locked, context, target)
             passes += [Work("decoder", self.heads[name], target) for name in self._heads(layer)]
             read = {"full": 0, "sampled": target, "visible": context}[self.target_input]
             if layer and read:
-                passes.append(Work(part, source.section(0, layer), read, backward=False))
-        if layer and self.target_input == "full" and counts:
-            passes.append(Work(part, source.section(0, layer), grid.n, backward=False))
+                passes.append(Work(part, source.section(0, layer), read, backward=self.targets_learn))
+        if layer and self.target_input == "full":
+            times = len(counts) if self.targets_learn else 1
+            passes.append(
+                Work(part, source.section(0, layer), grid.n, backward=self.targets_learn, times=times)
+            )
         return passes
 
     def _sampler(self, layer: int) -> MaskSampler:
@@ -214,22 +222,23 @@ class LayerLock(Method):
         """The heads in use while ``layer`` is the target."""
         return [self._head_of(layer)] + (["pixels"] if layer and self.pixel_weight is not None else [])
 
-    @torch.no_grad()
     def _latents(self, clip: Tensor, layer: int, keep: Tensor | None, grid: Grid) -> Tensor:
         """Targets [B, K, D] of tokens ``keep`` (None: all), which are all that the target pass reads."""
         source = self.encoder if self.teacher is None else self.teacher
-        rotation = source.rotation(grid, keep, clip.device)
-        found = source.advance(source.embed(clip, keep), rotation, 0, layer).float()
+        with torch.set_grad_enabled(self.targets_learn and torch.is_grad_enabled()):
+            rotation = source.rotation(grid, keep, clip.device)
+            found = source.advance(source.embed(clip, keep), rotation, 0, layer).float()
         return F.layer_norm(found, found.shape[-1:]) if self.target_norm == "layer" else found
 
     def _target(self, clip: Tensor, mask: Mask, layer: int, grid: Grid) -> Tensor:
-        """Targets [B, Nt, D] where the target pass does not read the whole clip."""
+        """Targets of one mask: [B, N, D] where the target pass reads the whole clip, else [B, Nt, D]."""
         if self.target_input == "visible" and not torch.equal(mask.target, mask.context):
             raise ValueError(
                 "a target pass over the visible tokens knows those alone: ask for them, and for all of them "
                 '(predict="visible", target_share=1)'
             )
-        return self._latents(clip, layer, mask.target, grid)
+        keep = None if self.target_input == "full" else mask.target
+        return self._latents(clip, layer, keep, grid)
 
     def _loss(
         self,
