@@ -273,6 +273,56 @@ def _numbers(word: str) -> list[int]:
     return [int(part) for part in word.split(",")]
 
 
+def _add_convergence(commands: Any, name: str) -> None:
+    parser = commands.add_parser(
+        name, help="which blocks of a run had settled at which step (LayerLock's map)"
+    )
+    parser.add_argument("run", metavar="RUN", help="finished run whose checkpoints were kept (--keep-every)")
+    parser.add_argument("--out", help="folder to write (default: RUN/convergence)")
+    parser.add_argument(
+        "--depths",
+        type=_numbers,
+        help="how many blocks to freeze, such as 1,2,4 (default: all up to 6, or quarters)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_numbers,
+        help="from when on, such as 100,200 (default: every checkpoint that was kept)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.01,
+        help="how much higher a final loss may be and count as converged; ours (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        default=0.05,
+        help="share of the run, at its end, to average over (default: %(default)s)",
+    )
+    parser.add_argument("--data", help="where the run's videos are now (default: where they were)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the run's)")
+    parser.add_argument("--dry-run", action="store_true", help="state the cost and stop")
+
+
+def _convergence(chosen: argparse.Namespace) -> int:
+    from tubelet.recipes.convergence import convergence
+
+    convergence(
+        chosen.run,
+        chosen.out,
+        depths=chosen.depths,
+        steps=chosen.steps,
+        tolerance=chosen.tolerance,
+        window=chosen.window,
+        data=chosen.data,
+        device=chosen.device,
+        dry_run=chosen.dry_run,
+    )
+    return 0
+
+
 def _add_demo(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="from rendered videos to an evaluated encoder in five minutes")
     parser.add_argument("--out", default="demo", help="folder to write (default: %(default)s)")
@@ -292,6 +342,7 @@ COMMANDS: dict[str, tuple[Callable[[Any, str], None], Callable[[argparse.Namespa
     "scan": (_add_scan, _scan),
     "pretrain": (_add_pretrain, None),
     "probe": (_add_probe, _probe),
+    "convergence": (_add_convergence, _convergence),
     "demo": (_add_demo, _demo),
 }
 

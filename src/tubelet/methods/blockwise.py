@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,42 @@ def cut(depth: int, blocks: str) -> tuple[int, ...]:
     return (depth // count,) * count
 
 
+class Line(Protocol):
+    """What a block needs of other processes, when those below it or above it are there (`tubelet.train.pipeline`)."""
+
+    @property
+    def rank(self) -> int:
+        """This process's place, 0 at the bottom."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many processes."""
+        ...
+
+    def receive(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The next tokens from the process below."""
+        ...
+
+    def send(self, tokens: Tensor) -> None:
+        """Tokens to the process above, which needs no answer."""
+        ...
+
+
+def share_out(blocks: int, processes: int) -> list[range]:
+    """The blocks (from 0) of each process: consecutive, equally many, one more in the first where that must be.
+
+    Raises ValueError if there are more processes than blocks.
+    """
+    if processes > blocks:
+        raise ValueError(
+            f"{processes} processes for {blocks} blocks: start at most {blocks}, or cut more blocks"
+        )
+    each, more = divmod(blocks, processes)
+    starts = [rank * each + min(rank, more) for rank in range(processes + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
+
+
 class Blockwise(Method):
     """Local losses on the outputs of consecutive blocks of layers; no gradient crosses a block's edge.
 
@@ -50,6 +87,8 @@ class Blockwise(Method):
     block below makes of the whole clip, pixels for the first (ours). Latents pass a parameter-free LayerNorm.
     overlap: the last so many layers of a block also learn from the loss of the next one (ours, after overlapping
     local losses in the literature on local learning).
+    line: other processes that learn the other blocks; this one runs and moves only its own (see `share_out`) and
+    passes tokens on. Needs the simultaneous regime, a decoder for each block, and no overlap.
     Each loss is yielded as soon as its block has run, so that what it saved is gone before the next block runs.
     Normalised pixels, MSE; L1 to latents, as SALT. Raises ValueError if parts do not fit each other.
     """
@@ -66,6 +105,7 @@ class Blockwise(Method):
         teacher: ViT | None = None,
         overlap: int = 0,
         normalise: str = "channel",
+        line: Line | None = None,
     ):
         super().__init__()
         if sum(layers) != encoder.depth or min(layers) < 1:
@@ -79,6 +119,10 @@ class Blockwise(Method):
         self.spans = [(0, encoder.depth)] if regime == "end_to_end" else spans
         if len(decoders) not in (1, len(self.spans)):
             raise ValueError(f"{len(decoders)} decoders for {len(self.spans)} blocks; give one each, or one")
+        self.line, self.here = line, range(len(self.spans))
+        if line is not None:
+            _refuse_line(regime, overlap, len(decoders), len(layers))
+            self.here = share_out(len(self.spans), line.size)[line.rank]
         self.encoder, self.decoders, self.mask = encoder, nn.ModuleList(decoders), mask
         self.regime, self.targets, self.normalise = regime, targets, normalise
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
@@ -109,14 +153,14 @@ class Blockwise(Method):
         return found
 
     def learning(self, moment: Moment) -> range:
-        """The blocks (from 0) that learn now."""
+        """The blocks (from 0) that learn now, in this process or another."""
         if self.regime != "sequential":
             return range(len(self.spans))
         stage = min(len(self.spans) * moment.step // moment.total, len(self.spans) - 1)
         return range(stage, stage + 1)
 
     def forward(self, batch: Batch, moment: Moment) -> Iterator[Loss]:
-        """One loss per block that learns (and per mask)."""
+        """One loss per block that learns here (and per mask)."""
         grid, clip = self.encoder.grid(batch.clip), batch.clip
         masks = self.mask(grid, len(batch), clip.device)
         latents = None
@@ -129,12 +173,12 @@ class Blockwise(Method):
                 yield Loss(error / len(masks), {name: error.detach(), **mask.shares(grid, kind)})
 
     def trainable(self, moment: Moment) -> list[nn.Module]:
-        """Each block that learns with its decoder, as one module: gradients clipped per module stay local.
+        """Each block that learns here with its decoder, as one module: gradients clipped per module stay local.
 
         A shared decoder is a module of its own.
         """
         blocks: list[nn.Module] = []
-        for number in self.learning(moment):
+        for number in (number for number in self.learning(moment) if number in self.here):
             block = nn.ModuleList(self.encoder.section(*self.spans[number]))
             if len(self.decoders) > 1 or len(self.spans) == 1:
                 block.append(self.decoder(number))
@@ -148,7 +192,7 @@ class Blockwise(Method):
         return found if self.teacher is None else {**found, "teacher": self.teacher}
 
     def work(self, grid: Grid, moment: Moment) -> list[Work]:
-        """Blocks below those that learn forward only; layers that two blocks train, twice."""
+        """Blocks below those that learn forward only; layers that two blocks train, twice. Of all processes."""
         learning = self.learning(moment)
         passes = []
         if self.teacher is not None:
@@ -185,19 +229,26 @@ class Blockwise(Method):
         encoder = self.encoder
         rotation = encoder.rotation(grid, mask.context, clip.device)
         handed, seen, depth, pixels = None, None, 0, None
-        for number in range(learning.stop):
+        if self.here.start:
+            handed = self._receive(clip, mask.context.shape[1])
+        for number in range(self.here.start, min(self.here.stop, learning.stop)):
             start, stop = self.spans[number]
-            with torch.set_grad_enabled(number in learning):
+            with torch.set_grad_enabled(number in learning and torch.is_grad_enabled()):
                 tokens = encoder.embed(clip, keep=mask.context) if handed is None else handed
                 tokens = encoder.advance(tokens, rotation, start, self._handed(number))
                 handed = tokens.detach()
+                if number + 1 == self.here.stop:
+                    self._send(handed)  # before its own loss: the process above need not wait for that
                 if number not in learning:
                     continue
                 tokens = encoder.advance(tokens, rotation, self._handed(number), stop)
                 context = encoder.norm(tokens) if stop == encoder.depth else tokens
                 predicted = self.decoder(number)(context, mask, grid, kind).float()
             if self.targets == "previous" and number:
-                seen, depth = self._further(clip, grid, seen, depth, self.spans[number - 1][1])
+                below = self.spans[number - 1][1]
+                if number == self.here.start:
+                    seen, depth = self._receive(clip, grid.n), below
+                seen, depth = self._further(clip, grid, seen, depth, below)
                 latents = _normed(seen)
             if latents is None:
                 pixels = self._pixels(clip, mask) if pixels is None else pixels  # the same for every block
@@ -207,6 +258,21 @@ class Blockwise(Method):
             del tokens, context, predicted
             yield number, error
             del error
+        if self.targets == "previous" and self.here.stop < len(self.spans):
+            self._send(self._further(clip, grid, seen, depth, self.spans[self.here.stop - 1][1])[0])
+
+    def _receive(self, clip: Tensor, count: int) -> Tensor:
+        """``count`` tokens of each clip, from the process below."""
+        assert self.line is not None, "blocks that are not here have no process"
+        return self.line.receive((len(clip), count, self.encoder.dim), _dtype(self.encoder, clip.device))
+
+    def _send(self, tokens: Tensor) -> None:
+        """``tokens`` to the process above, if there is one."""
+        if self.line is not None and self.here.stop < len(self.spans):
+            assert tokens.dtype == _dtype(self.encoder, tokens.device), (
+                "the process above expects another dtype"
+            )
+            self.line.send(tokens)
 
     def _pixels(self, clip: Tensor, mask: Mask) -> Tensor:
         return pixel_target(clip, mask.target, self.encoder.patch, self.normalise)
@@ -219,6 +285,31 @@ class Blockwise(Method):
         seen = self.encoder.embed(clip) if seen is None else seen
         rotation = self.encoder.rotation(grid, None, clip.device)
         return self.encoder.advance(seen, rotation, depth, layer), layer
+
+
+def _refuse_line(regime: str, overlap: int, decoders: int, blocks: int) -> None:
+    """Raises ValueError for what would need something from a process above."""
+    if regime != "simultaneous":
+        raise ValueError(
+            f'regime="{regime}" in several processes: only blocks that learn at the same time, each from its own loss, '
+            'keep all of them busy; use regime="simultaneous", or one process'
+        )
+    if overlap:
+        raise ValueError(
+            f"overlap={overlap} in several processes: the gradient of a block would come back to the one below it, "
+            "and nothing does; use overlap=0, or one process"
+        )
+    if decoders != blocks:
+        raise ValueError(
+            "a shared decoder in several processes would need the gradients of all of them; give each block its own, "
+            "or use one process"
+        )
+
+
+def _dtype(encoder: ViT, device: torch.device) -> torch.dtype:
+    """Of an encoder's tokens: autocast's where it is on, else the weights'."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else encoder.embedding.weight.dtype
 
 
 def _normed(latents: Tensor) -> Tensor:

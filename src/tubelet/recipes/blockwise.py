@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from tubelet.errors import UserError
 from tubelet.export.weights import load_encoder
 from tubelet.masks import Aimed
-from tubelet.methods.blockwise import Blockwise, cut
+from tubelet.methods.blockwise import Blockwise, cut, share_out
 from tubelet.nn.predictor import Predictor
 from tubelet.nn.vit import ViT, parse_size
 from tubelet.recipes.fit import Paper
@@ -18,6 +19,7 @@ from tubelet.recipes.knobs import Knobs
 from tubelet.recipes.run import Finished, Plan, choose_mask, pretrain
 from tubelet.recipes.sizes import decoder_for
 from tubelet.recipes.videomae import VIDEOMAE
+from tubelet.train.pipeline import join_pipeline
 from tubelet.train.schedule import Schedule, Staged
 
 BLOCKWISE = Paper(
@@ -50,11 +52,13 @@ def blockwise(
     decode_share: float = 1.0,
     overlap: int = 0,
     normalise: Literal["channel", "tubelet", "none"] = "channel",
+    pipeline: bool = False,
 ) -> Finished:
     """Blockwise: the encoder in blocks of layers, each with its own loss and decoder; no gradient between them.
 
     tubelet pretrain blockwise --data clips/ --out runs/blocks
     tubelet pretrain blockwise --data clips/ --out runs/matched --regime end_to_end
+    torchrun --nproc-per-node 2 -m tubelet pretrain blockwise --data clips/ --out runs/blocks --pipeline
 
     blocks: how many equal ones, or the layers of each such as 2,4,6. regime: all at once, one after the other
     (``steps`` are shared out equally: 4 blocks want 4 times as many), or not at all: the matched baseline.
@@ -62,12 +66,16 @@ def blockwise(
     does not. Remedies for the decoders' cost: decoders=shared, decoder_dim, decoder_depth, decode_share (of the
     hidden tokens); targets=teacher (latents of a finished encoder, --teacher RUN: SALT per block) or previous (what
     the block below makes of the whole clip); overlap: layers that also learn from the next block's loss.
+    pipeline: the processes of torchrun hold some of the blocks each, in place of some of the batch, and pass tokens
+    forward only: the weights of one process, faster (docs/decisions/pipeline.md). A run may change between the two.
 
     Paper (--schedule paper --tubelet-size 8): ViT-Ti on UCF101, 150 epochs of 16x4x128 clips, 90 % tubes, AdamW, lr
     1e-4, weight decay .05, decoders 192x4: linear probe 32.8 simultaneous, 33.1 sequential, 33.4 end to end. Not
     found there, and ours: batch, warm-up, betas. The small form has VideoMAE's rates.
     """
-    own: dict[str, Any] = {name: value for name, value in locals().items() if name != "knobs"}
+    own: dict[str, Any] = {
+        name: value for name, value in locals().items() if name not in ("knobs", "pipeline")
+    }
     if not 0 < decode_share <= 1:
         raise UserError(f"decode_share={decode_share}: must lie between 0 and 1")
     if (targets == "teacher") != (teacher is not None):
@@ -96,6 +104,7 @@ def blockwise(
             teacher=frozen,
             overlap=overlap,
             normalise=normalise,
+            line=line,
         )
 
     def _decoder(encoder: ViT, number: int) -> Predictor:
@@ -111,20 +120,23 @@ def blockwise(
     def phases(plan: Plan) -> Table:
         layers = cut(parse_size(plan.model).depth, blocks)
         table = Table(title=f"blocks, {regime.replace('_', ' ')}", title_justify="left")
-        for column in ("block", "layers", "learns in steps"):
+        processes = [] if line is None else share_out(len(layers), line.size)
+        for column in ("block", "layers", "learns in steps", *(["process"] if processes else [])):
             table.add_column(column)
         for number in range(len(layers)):
             begin, end = 0, plan.steps
             if regime == "sequential":
                 begin, end = (-(-plan.steps * k // len(layers)) for k in (number, number + 1))
             first = sum(layers[:number])
+            where = [str(rank + 1) for rank, here in enumerate(processes) if number in here]
             table.add_row(
-                str(number + 1), f"{first + 1} to {first + layers[number]}", f"{begin} to {end - 1}"
+                str(number + 1), f"{first + 1} to {first + layers[number]}", f"{begin} to {end - 1}", *where
             )
         return table
 
     paper = BLOCKWISE if knobs.schedule == "paper" else SMALL
-    return pretrain("blockwise", paper, knobs, build, own, rate=rate, phases=phases)
+    with join_pipeline(knobs.device) if pipeline else nullcontext() as line:
+        return pretrain("blockwise", paper, knobs, build, own, rate=rate, phases=phases, joined=line)
 
 
 def _load_teacher(spec: str | None) -> tuple[ViT | None, str | None]:

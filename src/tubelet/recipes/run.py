@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -112,17 +112,18 @@ def pretrain(
     phases: Callable[[Plan], Table] | None = None,
     loss_is_signal: bool = False,
     on_start: Callable[[], None] | None = None,
+    joined: World | None = None,
 ) -> Finished:
     """Trains what ``build(encoder, plan)`` makes, in the run folder ``knobs.out``.
 
     own: the recipe's own knobs, for config.yaml. share: of the steps, where a recipe has stages. rate: what
     becomes of the learning rate's schedule. phases: a table to show before the run. loss_is_signal: the targets
     never move, so a lower loss is a better encoder. on_start: called in the main process when the folder is held
-    and nothing speaks against the run.
+    and nothing speaks against the run. joined: the processes, if the recipe has joined them in a way of its own.
     Raises UserError for whatever is wrong with the data, a knob or the folder, before anything is written.
     """
     out = Path(knobs.out)
-    with join(knobs.device) as world:
+    with join(knobs.device) if joined is None else nullcontext(joined) as world:
         world.on_main(lambda: refuse_entry(out, knobs.resume))
         ready = _prepare(recipe, paper, knobs, build, own, share, rate, world)
         method, chosen = ready.method, ready.chosen
@@ -235,7 +236,7 @@ def _prepare(
                 step_flops,
                 share=share,
                 known_steps=earlier["chosen"]["steps"] if earlier else None,
-                unit=world.size * math.lcm(knobs.clips_per_video, knobs.micro_batches),
+                unit=world.shards * math.lcm(knobs.clips_per_video, knobs.micro_batches),
             )
 
     chosen = world.on_main(choose)
@@ -253,7 +254,7 @@ def _prepare(
         raise UserError(f"freeze_layers={knobs.freeze_layers}: the encoder has {encoder.depth} blocks")
     held = encoder.section(0, knobs.freeze_layers) if knobs.freeze_layers else ()
     settings = _settings(knobs, chosen)
-    settings.micro_batch_size(world.size)  # refused before anything is written
+    settings.micro_batch_size(world.shards)  # refused before anything is written
     stream = Stream(
         manifest,
         seed=knobs.seed,
@@ -270,8 +271,8 @@ def _prepare(
         workers=knobs.workers,
         cache_dir=knobs.cache_dir,
         max_replaced=knobs.max_replaced,
-        rank=world.rank,
-        world=world.size,
+        rank=world.shard,
+        world=world.shards,
         device=world.device,
     )
     return Prepared(method, chosen, settings, geometry, readable, data_digest, stream, held)

@@ -87,7 +87,8 @@ def train(
     """
     world, knobs, began = world or World(), plain(knobs or {}), time.perf_counter()
     folder, total = run / "checkpoints", settings.steps
-    micro_batch_size = settings.micro_batch_size(world.size)
+    micro_batch_size = settings.micro_batch_size(world.shards)
+    world.refuse(settings.clip, settings.clip_per)
     with ExitStack() as stack:
         stack.callback(stream.close)
         stop = stack.enter_context(catch_signals())
@@ -118,22 +119,28 @@ def train(
             report = stack.enter_context(open_report(run, start, total, settings.tensorboard))
         how = "resumed at" if saved else "training from" if branch is None else "branching off at"
         log.info(
-            f"{how} step {start} of {total}: {world.size} x "
+            f"{how} step {start} of {total}: {world.shards} x "
             f"{settings.micro_batches} x {micro_batch_size} clips, {settings.precision}, {world.device}"
         )
-        if saved and saved["processes"] != world.size:
+        if saved and saved["processes"] != world.shards:
             log.warning(
-                f"saved with {saved['processes']} processes, going on with {world.size}: "
+                f"saved with {saved['processes']} processes, going on with {world.shards}: "
                 "equal in expectation, not bit by bit"
             )
 
+        def collect() -> None:
+            moving = {id(p) for p in optimizer.moving}
+            moved = [name for name, p in optimizer.names.items() if id(p) in moving]
+            world.collect_({**optimizer.names, **optimizer.state()}, moved)
+
         def save(step: int) -> Path:
             nonlocal began
+            collect()
             now = time.perf_counter()
             spent.seconds, began = spent.seconds + now - began, now
             spent.peak_memory = max(spent.peak_memory, peak_memory(world.device))
             state = {
-                "processes": world.size,
+                "processes": world.shards,
                 "knobs": knobs,
                 "settings": settings.describe(),
                 "spent": asdict(spent),
@@ -152,6 +159,7 @@ def train(
             return world.on_main(write)
 
         def watch(moment: Moment) -> dict[str, float]:
+            collect()
             if not world.main:
                 return {}
             torch.manual_seed(seed_from(settings.seed, moment.step, -1))
@@ -171,7 +179,7 @@ def train(
             clock = time.perf_counter()
             batch = next(batches).to(world.device)
             waited = time.perf_counter() - clock
-            assert len(batch) * world.size == settings.batch_size, "the stream has another batch size"
+            assert len(batch) * world.shards == settings.batch_size, "the stream has another batch size"
             try:
                 learned = take_step(method, optimizer, batch, moment, settings, world)
             except FloatingPointError as error:
@@ -204,8 +212,9 @@ def train(
             if (step + 1) % settings.save_every == 0 and step + 1 < total:
                 save(step + 1)
 
+        watched = watch(Moment(total, total))
         if report and monitors:
-            report.write(total, {**watch(Moment(total, total)), "cost/train_flops": spent.total_flops})
+            report.write(total, {**watched, "cost/train_flops": spent.total_flops})
         newest = save(total) if start < total else checkpoint.step_path(folder, total)
         log.info(
             f"{total} steps done: {duration(spent.seconds)}, {spent.clips} clips, "
@@ -227,13 +236,14 @@ def take_step(
     seen = Measured()
     for micro, part in enumerate(batch.split(settings.micro_batches)):
         # micro-batches are numbered over all processes: two processes draw what one with twice as many draws
-        torch.manual_seed(seed_from(settings.seed, moment.step, world.rank * settings.micro_batches + micro))
+        torch.manual_seed(seed_from(settings.seed, moment.step, world.shard * settings.micro_batches + micro))
         for loss in _autocast(method(part, moment), settings.precision, world.device):
             (loss.value / settings.micro_batches).backward()
             seen.add(loss)
     world.average_gradients_(optimizer.moving)
     norm = optimizer.clip(settings.clip if moment.step >= settings.clip_from else None, settings.clip_per)
-    measured = world.average({**seen.means(settings.micro_batches), "train/grad_norm": norm})
+    assert seen.values, "the method yielded no loss"
+    measured = summed_up(world.pool({**seen.values, "train/grad_norm": [norm]}), settings.micro_batches)
     if not math.isfinite(measured["train/loss"]) or not math.isfinite(measured["train/grad_norm"]):
         raise FloatingPointError(
             f"step {moment.step}: the loss is {measured['train/loss']} and the gradient norm "
@@ -246,24 +256,31 @@ def take_step(
 
 
 class Measured:
-    """Sums of losses and of what came with them, left on the device."""
+    """Losses and what came with them, by name, each number by itself and left on the device."""
 
     def __init__(self) -> None:
-        self.loss: Tensor | None = None
-        self.metrics: dict[str, list[Tensor]] = {}
+        self.values: dict[str, list[Tensor]] = {}
 
     def add(self, loss: Loss) -> None:
-        """Count one loss; its graph is let go."""
-        value = loss.value.detach()
-        self.loss = value if self.loss is None else self.loss + value
-        for name, metric in loss.metrics.items():
-            self.metrics.setdefault(name, []).append(metric.detach())
+        """Keep one loss's numbers; its graph is let go."""
+        for name, value in {"train/loss": loss.value, **loss.metrics}.items():
+            self.values.setdefault(name, []).append(value.detach())
 
-    def means(self, micro_batches: int) -> dict[str, Tensor]:
-        """train/loss: the losses of a micro-batch summed, micro-batches averaged; metrics: averaged."""
-        assert self.loss is not None, "the method yielded no loss"
-        means = {name: torch.stack(values).float().mean() for name, values in self.metrics.items()}
-        return {"train/loss": self.loss / micro_batches, **means}
+
+def summed_up(numbers: Mapping[str, Sequence[float]], micro_batches: int) -> dict[str, float]:
+    """train/loss: the losses of a micro-batch summed, micro-batches averaged; metrics: averaged.
+
+    train/grad_norm: of the parts' norms, the norm of the whole.
+    """
+    means = {name: _sum(several) / len(several) for name, several in numbers.items()}
+    means["train/loss"] = _sum(numbers["train/loss"]) / micro_batches
+    means["train/grad_norm"] = math.sqrt(_sum([norm * norm for norm in numbers["train/grad_norm"]]))
+    return means
+
+
+def _sum(numbers: Sequence[float]) -> float:
+    """Rounded once: in whichever order processes add up, they find the same."""
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
 
 
 def seed_from(*numbers: int) -> int:

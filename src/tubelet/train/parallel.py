@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from tubelet.errors import UserError
 
 T = TypeVar("T")
+Some = TypeVar("Some", bound=Tensor)
 CPU = torch.device("cpu")
-BUCKET = 32 * 2**20  # numbers that are averaged in one message: 128 MiB of float32
+BUCKET = 32 * 2**20  # numbers in one message: 128 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,24 @@ class World:
     device: torch.device = CPU
 
     @property
+    def lead(self) -> int:
+        """The rank of the process that writes the run folder."""
+        return 0
+
+    @property
     def main(self) -> bool:
         """Whether this process writes the run folder."""
-        return self.rank == 0
+        return self.rank == self.lead
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts a step's batch is split, each for other processes to learn from."""
+        return self.size
+
+    @property
+    def shard(self) -> int:
+        """Which of these parts is this process's."""
+        return self.rank
 
     def on_main(self, action: Callable[[], T]) -> T:
         """Run ``action`` in the main process only; all get its result, or raise its UserError."""
@@ -46,20 +62,30 @@ class World:
                 box[0] = action()
             except UserError as error:
                 box[1] = str(error)
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=self.lead)
         if box[1] is not None:
             raise UserError(str(box[1]))
         return box[0]  # pyright: ignore[reportReturnType]
 
-    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite ``tensors`` with the main process's."""
-        if self.size > 1:
-            for tensor in tensors:
-                # nccl moves only what lies on the GPU; some optimizer state does not
-                there = tensor.detach().to(self.device).contiguous()
-                dist.broadcast(there, src=0)
-                with torch.no_grad():
-                    tensor.copy_(there)
+    def broadcast_(self, tensors: Sequence[Tensor], source: int | None = None) -> None:
+        """Overwrite ``tensors`` with those of process ``source`` (default: the main one)."""
+        for bucket in _buckets(tensors) if self.size > 1 else ():
+            # nccl moves only what lies on the GPU; some optimizer state does not
+            flat = torch.cat([tensor.detach().to(self.device).flatten() for tensor in bucket])
+            dist.broadcast(flat, src=self.lead if source is None else source)
+            with torch.no_grad():
+                for tensor, there in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                    tensor.copy_(there.view_as(tensor))
+
+    def refuse(self, clip: float | None, clip_per: str) -> None:
+        """Raises UserError for a way of clipping that these processes cannot do; here each knows every gradient."""
+
+    def collect_(self, tensors: Mapping[str, Tensor], moved: Sequence[str]) -> None:
+        """Bring to all processes what only some of them move; here all move the same, and nothing is to be done.
+
+        tensors: parameters by ``name`` and their optimizer state by ``name/quantity``. moved: names of the
+        parameters that this process moves.
+        """
 
     def average_gradients_(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace the gradients of ``parameters`` by their mean over the processes, in float32.
@@ -67,7 +93,7 @@ class World:
         A parameter without a gradient in any process is left without one; without one in some, it counts as
         zero there. Nothing but ``parameters`` is communicated.
         """
-        if self.size == 1 or not parameters:
+        if self.shards == 1 or not parameters:
             return
         has = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         dist.all_reduce(has, op=dist.ReduceOp.MAX)
@@ -75,7 +101,7 @@ class World:
         for bucket in _buckets(used):
             flat = torch.cat([_gradient(p).flatten() for p in bucket])
             dist.all_reduce(flat)
-            flat /= self.size
+            flat /= self.shards
             for p, mean in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 p.grad = mean.view_as(p).to(p.dtype)
 
@@ -85,12 +111,20 @@ class World:
 
     def average(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean over the processes of scalars under the same names: one message, one wait for the device."""
+        return {name: mean for name, (mean,) in self.pool({k: [v] for k, v in values.items()}).items()}
+
+    def pool(self, values: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
+        """What all processes measured: each scalar's mean over those that share a batch, in its place.
+
+        values: scalars by name, under the same names and as many in each of them. One message, one wait.
+        """
         if not values:
             return {}
-        flat = torch.stack([value.detach().float().to(self.device) for value in values.values()])
-        if self.size > 1:
+        flat = torch.cat([torch.stack(list(v)).detach().float().to(self.device) for v in values.values()])
+        if self.shards > 1:
             dist.all_reduce(flat)
-        return dict(zip(values, (flat / self.size).tolist(), strict=True))
+        means = iter((flat / self.shards).tolist())
+        return {name: [next(means) for _ in several] for name, several in values.items()}
 
 
 @contextmanager
@@ -148,15 +182,15 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter, dtype=torch.float32) if grad is None else grad.float()
 
 
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Runs of parameters of at most BUCKET numbers (or one parameter), so that the copies stay small."""
-    bucket: list[nn.Parameter] = []
+def _buckets(tensors: Sequence[Some]) -> Iterator[list[Some]]:
+    """Runs of tensors of one dtype, of at most BUCKET numbers (or one tensor), so that the copies stay small."""
+    bucket: list[Some] = []
     size = 0
-    for p in parameters:
-        if bucket and size + p.numel() > BUCKET:
+    for tensor in tensors:
+        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket, size = [], 0
-        bucket.append(p)
-        size += p.numel()
+        bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket
