@@ -193,19 +193,17 @@ def _blocks_bytes(blocks: list[nn.Module], n: int, positions: Positions) -> int:
             tables = 2 * n * first.attn.proj.in_features
         case _:
             tables = 0
-    return FLOAT * tables + sum(_block_bytes(block, n, positions) for block in blocks)
+    return FLOAT * tables + sum(_block_bytes(block, n) for block in blocks)
 
 
-def _block_bytes(block: nn.Module, n: int, positions: Positions) -> int:
+def _block_bytes(block: nn.Module, n: int) -> int:
     """One `Block` on n tokens; each line names what the backward of one operation needs."""
     assert isinstance(block, Block)
     dim, heads, hidden = block.attn.proj.in_features, block.attn.heads, block.mlp.fc1.out_features
-    turned = 2 * dim if isinstance(positions, Rotary) else 0
     per_token = (
         dim + 2  # norm1: its input, mean and deviation
         + dim  # qkv: its input, which is the norm's output, turned where positions turn tokens
-        + 3 * dim  # attention: queries, keys, values, one storage (of which values are a view, whatever is turned)
-        + turned  # attention: turned queries and keys
+        + 3 * dim  # attention: queries, keys and values
         + dim  # attention's output, which is the input of proj
         + heads  # attention: log-sum-exp of the scores
         + dim + 2  # norm2: its input, mean and deviation

@@ -29,7 +29,8 @@ class Attention(nn.Module):
             tokens, rotation = turn(tokens, rotation), None
         q, k, v = self.qkv(tokens).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if rotation is not None:
-            q, k = turn(q, rotation), turn(k, rotation)
+            # as a view v would keep q and k, which nothing needs any more, in memory until the backward pass
+            q, k, v = turn(q, rotation), turn(k, rotation), v.clone()
         out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, d]
         return self.proj(out.transpose(1, 2).reshape(b, n, d))
 

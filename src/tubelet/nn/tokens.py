@@ -118,7 +118,8 @@ class Rotary:
 def turn(vectors: Tensor, rotation: Rotation) -> Tensor:
     """Queries or keys [B, heads, K, d], or tokens [B, K, D], turned by their positions, in their dtype."""
     cos, sin = rotation.cos.to(vectors.dtype), rotation.sin.to(vectors.dtype)
-    partner = torch.stack((-vectors[..., 1::2], vectors[..., ::2]), dim=-1).flatten(-2)
+    first, second = vectors.unflatten(-1, (-1, 2)).unbind(-1)
+    partner = torch.stack((-second, first), dim=-1).flatten(-2)
     return vectors * cos + partner * sin
 
 
