@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tubelet.masks import BlockKind, MultiBlockMask, RandomMask, TubeMask
+from tubelet.masks import Aimed, BlockKind, MultiBlockMask, RandomMask, TubeMask
 from tubelet.types import Grid, Mask, MaskSampler
 
 CPU = torch.device("cpu")
@@ -137,3 +139,24 @@ def test_nothing_to_see_or_to_predict_is_an_error() -> None:
         MultiBlockMask()(Grid(4, 1, 1), 2, CPU)
     with pytest.raises(ValueError, match='"constant" or "minimum"'):
         MultiBlockMask(cut="tail").counts(Grid(2, 7, 7))
+
+
+@pytest.mark.parametrize("of", ["hidden", "visible", "all"])
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_aimed_masks_ask_for_a_share_of_what_was_named(
+    of: Literal["hidden", "visible", "all"], share: float
+) -> None:
+    """What is seen is as the sampler drew it; targets are ascending, drawn anew for each clip."""
+    grid, inner = Grid(4, 6, 6), RandomMask(0.75)
+    aimed = Aimed(inner, of, share)
+    torch.manual_seed(3)
+    (plain,) = inner(grid, 8, CPU)
+    torch.manual_seed(3)
+    (mask,) = aimed(grid, 8, CPU)
+    assert torch.equal(mask.context, plain.context)
+    named = {"hidden": plain.target, "visible": plain.context, "all": torch.arange(144).expand(8, -1)}[of]
+    assert mask.target.shape[1] == round(share * named.shape[1]) == aimed.counts(grid)[0][1]
+    for row, wanted in zip(mask.target, named, strict=True):
+        assert set(row.tolist()) <= set(wanted.tolist()) and bool((row.diff() > 0).all())
+    if share < 1:
+        assert len({tuple(row.tolist()) for row in mask.target}) == 8

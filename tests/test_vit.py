@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tubelet.nn.block import Block
+from tubelet.nn.block import Attention, Block
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.predictor import Predictor
-from tubelet.nn.tokens import Rotary, SinCos, coordinates, gather, patchify, turn, unpatchify
+from tubelet.nn.tokens import Rotary, SinCos, TokenRotary, coordinates, gather, patchify, turn, unpatchify
 from tubelet.nn.vit import MODELS, ViT, build_vit, parse_size
 from tubelet.types import Grid, Mask
 
@@ -160,6 +160,32 @@ def test_rotary_scores_depend_only_on_differences_and_legacy_ones_do_not() -> No
     assert attention_score(Rotary(), *near) == pytest.approx(attention_score(Rotary(), *far), abs=1e-4)
     legacy = Rotary(legacy=True)
     assert attention_score(legacy, *near) != pytest.approx(attention_score(legacy, *far), abs=1e-2)
+
+
+def test_token_rotary_turns_the_papers_shares_of_the_features() -> None:
+    """10 % by t, 25 % by h, 25 % by w; the rest knows no place, and the length of a token does not change."""
+    grid = Grid(4, 5, 6)
+    rotation = TokenRotary().rotate(grid, None, 200, 4, CPU)
+    assert rotation.on_tokens and rotation.cos.shape == (1, 120, 200)
+    where = coordinates(grid, CPU)
+    for axis, (start, stop) in enumerate(((0, 20), (20, 70), (70, 120))):
+        still = where[:, axis] == 0
+        assert bool((rotation.sin[0, still, start:stop] == 0).all())
+        assert bool((rotation.sin[0, ~still, start:stop] != 0).all())
+    assert bool((rotation.sin[0, :, 120:] == 0).all())
+    tokens = torch.randn(2, 120, 200)
+    assert torch.allclose(turn(tokens, rotation).norm(dim=-1), tokens.norm(dim=-1), rtol=1e-5)
+    with pytest.raises(ValueError, match="less than a pair"):
+        TokenRotary().rotate(grid, None, 6, 1, CPU)
+
+
+def test_token_rotary_turns_what_queries_keys_and_values_are_made_of() -> None:
+    torch.manual_seed(0)
+    attention = Attention(60, 3)
+    tokens = torch.randn(1, 24, 60)
+    rotation = TokenRotary().rotate(Grid(2, 3, 4), None, 60, 3, CPU)
+    assert torch.allclose(attention(tokens, rotation), attention(turn(tokens, rotation)), atol=1e-6)
+    assert not torch.allclose(attention(tokens, rotation), attention(tokens), atol=1e-3)
 
 
 def test_sincos_begins_with_zeros_then_ones_in_three_equal_parts() -> None:
