@@ -5,9 +5,9 @@
 FOLDER holds one folder per set, each with a labels.csv (path, label, split, group). All training splits together,
 labels unread, pretrain one encoder per method and seed at one geometry; sequential blockwise learning runs for as
 many steps per block as the others in all, as in its paper. Then at every block boundary, on each set: a linear
-probe (mean token, standardised, logistic regression, C = 1) over group-disjoint folds, and retrieval within the
-set, with and without the query's own group. Result: benchmarks/depth.json and a table in Markdown. Interrupted,
-it goes on.
+probe (mean token, standardised, logistic regression, C = 1) over group-disjoint folds, retrieval within the set,
+with and without the query's own group, linear CKA with the boundary below; and each block's local loss at the end.
+Result: benchmarks/depth.json and tables in Markdown. Interrupted, it goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from real_sets import join
 from torch import Tensor
 
+from tubelet.analysis.health import linear_cka
 from tubelet.data.decode import DecodeError
 from tubelet.data.manifest import read_manifest
 from tubelet.evaluate.features import Views, read_views
@@ -35,6 +36,7 @@ from tubelet.export.weights import Geometry, load_encoder
 from tubelet.nn.vit import ViT
 from tubelet.recipes import run_recipe
 from tubelet.recipes.run import environment
+from tubelet.report.history import load_metrics
 from tubelet.train.parallel import World
 
 DEPTHS = (3, 6, 9, 12)
@@ -115,6 +117,22 @@ class Clips:
         }
 
 
+def alike(one: np.ndarray, other: np.ndarray) -> float:
+    """Linear CKA of two sets of features of the same clips."""
+    return linear_cka(*(torch.from_numpy(rows - rows.mean(0)) for rows in (one, other)))
+
+
+def local_losses(run: Path) -> dict[int, float]:
+    """depth -> the mean of the last ten logged losses of the block that ends there."""
+    rows = load_metrics(run / "metrics.jsonl")
+    blocks = sorted(key for key in {key for row in rows for key in row} if key.startswith("loss/block"))
+    ends = DEPTHS if len(blocks) > 1 else DEPTHS[-1:]
+    return {
+        depth: statistics.mean([row[key] for row in rows if key in row][-10:])
+        for depth, key in zip(ends, blocks, strict=False)
+    }
+
+
 def train(name: str, seed: int, asked: argparse.Namespace, data: Path) -> Path:
     """The finished run of a method and seed, trained now unless it is there."""
     recipe, own = METHODS[name]
@@ -163,20 +181,22 @@ def main() -> None:
         for name in ["random", *asked.only.split(",")]:
             if name == "random":
                 some = train(next(iter(METHODS)), seed, asked, data)
-                spec, cost = f"random:{some}@{seed + 100}", {}
+                spec, cost, local = f"random:{some}@{seed + 100}", {}, {}
             else:
                 folder = train(name, seed, asked, data)
                 about = json.loads((folder / "run.json").read_text())
                 spec, cost = str(folder), {k: about[k] for k in ("train_flops", "seconds")}
                 cost["health"] = about["verdict"]["state"]
+                local = local_losses(folder)
             model = load_encoder(spec).model
             assert isinstance(model, ViT)
             for there in clips:
-                for depth, features in there.means(model).items():
-                    judged = there.judge(features, 0)
-                    results.append(
-                        {"method": name, "seed": seed, "set": there.name, "depth": depth, **judged, **cost}
-                    )
+                means = there.means(model)
+                for below, depth in zip((None, *DEPTHS), DEPTHS, strict=False):
+                    found = {"method": name, "seed": seed, "set": there.name, "depth": depth}
+                    found |= {**there.judge(means[depth], 0), **cost}
+                    found |= {"cka_with_below": alike(means[below], means[depth])} if below else {}
+                    results.append(found | ({"local_loss": local[depth]} if depth in local else {}))
             last = [
                 r for r in results if r["method"] == name and r["seed"] == seed and r["depth"] == DEPTHS[-1]
             ]
@@ -187,12 +207,13 @@ def main() -> None:
             )
             + "\n"
         )
-    for metric in ("top1", "macro_recall", "map", "map_other_groups"):
+    for metric in ("top1", "macro_recall", "map", "map_other_groups", "cka_with_below", "local_loss"):
         print(f"\n{metric}\n{markdown(results, metric)}")
 
 
 def markdown(results: list[dict[str, Any]], metric: str) -> str:
-    """A table: methods down, depths of each set across; mean and standard deviation over seeds, in percent."""
+    """A table: methods down, depths of each set across; mean and standard deviation over seeds, in hundredths."""
+    results = [r for r in results if metric in r]
     columns = list(dict.fromkeys((r["set"], r["depth"]) for r in results))
     lines = [
         "| method | " + " | ".join(f"{where} {depth}" for where, depth in columns) + " |",
@@ -205,7 +226,7 @@ def markdown(results: list[dict[str, Any]], metric: str) -> str:
                 100 * r[metric] for r in results if r["method"] == name and (r["set"], r["depth"]) == column
             ]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}" if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
