@@ -176,6 +176,7 @@ def main() -> None:
     data = join(sets, asked.out / "train.csv")
     geometry = Geometry(GEOMETRY["frames"], None, GEOMETRY["frame_step"], GEOMETRY["crop_size"])
     clips = [Clips(folder, geometry) for folder in sets]
+    machine = {name: value for name, value in environment(World()).items() if name != "command"}
     results: list[dict[str, Any]] = []
     for seed in map(int, asked.seeds.split(",")):
         for name in ["random", *asked.only.split(",")]:
@@ -202,10 +203,7 @@ def main() -> None:
             ]
             logging.info("%s", {r["set"]: (round(r["top1"], 3), round(r["map"], 3)) for r in last})
         asked.result.write_text(
-            json.dumps(
-                {"environment": environment(World()), "geometry": GEOMETRY, "results": results}, indent=1
-            )
-            + "\n"
+            json.dumps({"environment": machine, "geometry": GEOMETRY, "results": results}, indent=1) + "\n"
         )
     for metric in ("top1", "macro_recall", "map", "map_other_groups", "cka_with_below", "local_loss"):
         print(f"\n{metric}\n{markdown(results, metric)}")
