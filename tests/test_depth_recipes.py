@@ -37,6 +37,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     [
         ("layerlock", [], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2]),
         ("layerlock", ["--target", "pixels", "--decoder", "separate"], [0, 0, 1, 1, 2, 2], [0] * 6),
+        ("layerlock", ["--mask", "multiblock", "--crop-size", "64"], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2]),
         ("layerlock-collapse", [], [0] * 6, [0, 0, 1, 1, 2, 2]),
         ("vjepa-layerlock", ["--teacher", "none"], [0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 2, 2]),
     ],
@@ -159,6 +160,12 @@ def test_a_resume_with_another_schedule_is_refused(
         ("blockwise --targets teacher --teacher random:48x1x3", "give the encoder the teacher's patch"),
         ("blockwise --overlap 1", "overlap=1: must be less than the 1 layers of a block"),
         ("blockwise --targets previous --decoders shared", "leave decoders out"),
+        ("layerlock --target pixels --target-share .5", "target_share is about latents"),
+        ("vjepa-layerlock --teacher none --momentum .9,1", "teacher=none has none"),
+        ("blockwise --regime sequential --steps 3", "steps=3 do not reach all 4 blocks"),
+        ("blockwise --regime end_to_end --targets previous", "are between blocks"),
+        ("blockwise --branch-from nowhere", "branch_from=nowhere is no checkpoint"),
+        ("salt --freeze-layers 1", "add --teacher RUN"),
         ("blockwise --freeze-layers 5", "freeze_layers=5: the encoder has 4 blocks"),
     ],
 )

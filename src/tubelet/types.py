@@ -121,7 +121,9 @@ class Work:
 
     part: who pays ("encoder", "teacher", "predictor", "decoder", ...). module: a ViT, a section of one
     (modules one after the other), a Predictor, a Block or a Linear. context: tokens that enter. target: mask tokens
-    added (predictors only). backward: whether gradients flow back through it. times: how often per clip.
+    added (predictors only). backward: whether gradients flow back through it. times: how often per clip. learned_input:
+    whether something learned enters beside what earlier modules make, so that gradients must reach it even if none
+    of those moves. weights: whether gradients of its own weights are computed too.
     """
 
     part: str
@@ -130,3 +132,5 @@ class Work:
     target: int = 0
     backward: bool = True
     times: int = 1
+    learned_input: bool = False
+    weights: bool = True

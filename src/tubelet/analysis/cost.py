@@ -77,13 +77,26 @@ def cost(works: Iterable[Work]) -> Cost:
     total = Cost({})
     for work in works:
         forward = forward_flops(work.module, work.context, work.target) * work.times
-        backward = backward_flops(work.module, work.context, work.target) * work.times if work.backward else 0
+        backward = _backward(work) * work.times if work.backward else 0
         total += Cost({work.part: PartCost(forward, backward)})
     return total
 
 
+def _backward(work: Work) -> int:
+    full = backward_flops(work.module, work.context, work.target)
+    if work.weights:
+        return full
+    modules = work.module if isinstance(work.module, tuple) else (work.module,)
+    linear = [part for module in modules for part in module.modules() if isinstance(part, nn.Linear)]
+    # a linear layer's backward is as much for its weights as for its input
+    return full - sum(forward_flops(part, work.context + work.target) for part in linear)
+
+
 def with_held(works: Iterable[Work], held: Iterable[nn.Module]) -> list[Work]:
-    """The same passes where ``held`` modules never move: those that lead a pass then get no backward."""
+    """The same passes where ``held`` modules never move: those that lead a pass then get no backward.
+
+    Where something learned enters there, they get one, but none for their own weights.
+    """
     frozen = {id(module) for module in held}
     passes: list[Work] = []
     for work in works:
@@ -98,7 +111,7 @@ def with_held(works: Iterable[Work], held: Iterable[nn.Module]) -> list[Work]:
         if not work.backward or not lead:
             passes.append(work)
             continue
-        passes.append(replace(work, module=parts[:lead], backward=False))
+        passes.append(replace(work, module=parts[:lead], backward=work.learned_input, weights=False))
         if parts[lead:]:
             passes.append(replace(work, module=parts[lead:]))
     return passes

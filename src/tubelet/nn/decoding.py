@@ -36,9 +36,10 @@ class Decoder(nn.Module, ABC):
 class JoinedDecoder(Decoder):
     """4DS's way: learned tokens join the encoder's and pass through its last blocks together with them.
 
-    blocks: how many (LayerLock: 4, 4DS: 2). One learned token per kind of mask stands at every target; where the
-    encoder's positions are added, they are added to it too (what LayerLock's tokens are is open: ours). The
-    encoder's final norm follows. Raises ValueError if the encoder has no more blocks than that.
+    blocks: how many (LayerLock: 4, 4DS: 2). One learned token per kind of mask (where there are fewer, the last)
+    stands at every target; where the encoder's positions are added, they are added to it too (what LayerLock's
+    tokens are is open: ours). The encoder's final norm follows.
+    Raises ValueError if the encoder has no more blocks than that.
     """
 
     def __init__(self, encoder: ViT, blocks: int = 4, kinds: int = 1):
@@ -61,6 +62,7 @@ class JoinedDecoder(Decoder):
         tokens = encoder.advance(
             tokens, encoder.rotation(grid, mask.context, tokens.device), start, join
         )  # [B, Nc, D]
+        kind = min(kind, self.token.num_embeddings - 1)
         kinds = torch.full((b, n_target), kind, dtype=torch.long, device=tokens.device)
         joining = self.token(kinds).to(tokens.dtype)
         added = encoder.positions.add(grid, encoder.dim, tokens.device)
@@ -76,7 +78,7 @@ class JoinedDecoder(Decoder):
         join = encoder.depth - self.spare
         return [
             Work("encoder", encoder.section(start, join), context),
-            Work("decoder", encoder.section(join, encoder.depth), context + target),
+            Work("decoder", encoder.section(join, encoder.depth), context + target, learned_input=True),
         ]
 
 

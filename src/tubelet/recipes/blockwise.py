@@ -85,13 +85,20 @@ def blockwise(
             "targets=previous asks the first block for pixels and the others for latents, which no one decoder "
             "predicts; leave decoders out"
         )
-    if regime == "end_to_end" and overlap:
-        raise UserError("overlap is between blocks; regime=end_to_end has one")
+    if regime == "end_to_end" and (overlap or targets == "previous"):
+        raise UserError("overlap and targets=previous are between blocks; regime=end_to_end has one")
+    if targets == "teacher" and normalise != "channel":
+        raise UserError("normalise is about pixels, targets=teacher predicts none; leave it out")
     frozen, digest = _load_teacher(teacher)
     own |= {"teacher_digest": digest}
 
     def build(encoder: ViT, plan: Plan) -> Blockwise:
         layers = cut(encoder.depth, blocks)
+        if regime == "sequential" and plan.steps < len(layers):
+            raise UserError(
+                f"steps={plan.steps} do not reach all {len(layers)} blocks one after the other; give at least "
+                f"steps={len(layers)}"
+            )
         count = 1 if regime == "end_to_end" or decoders == "shared" else len(layers)
         mask = choose_mask(knobs, "tube", 0.9, 1)
         return Blockwise(

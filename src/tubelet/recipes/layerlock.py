@@ -31,6 +31,17 @@ LAYERLOCK = Paper(
     betas=(0.9, 0.95),
     positions="rotary_tokens",
 )
+# Knobs that say how latents are predicted, with their defaults.
+LATENT_KNOBS: dict[str, Any] = {
+    "target_input": "full",
+    "target_share": 1.0,
+    "predict": "hidden",
+    "target_norm": "layer",
+    "heads": "each",
+    "pixel_weight": 0.0,
+    "latent_weight": 1.0,
+    "latent_rise": "constant",
+}
 LAST_LOCK = 470_000  # of 4DS-G: the step at which its 32nd block freezes
 RESTART = 0.1  # of the interval, where the paper does not say how long its mini warm-up is: ours
 
@@ -156,6 +167,8 @@ def vjepa_layerlock(
     proportions, ours.
     """
     own: dict[str, Any] = {name: value for name, value in locals().items() if name != "knobs"}
+    if teacher == "none" and momentum is not None:
+        raise UserError("momentum is the average's, and teacher=none has none; leave one of them out")
     if momentum is not None and not all(0 <= m <= 1 for m in momentum):
         raise UserError(f"momentum={momentum}: both numbers must lie between 0 and 1")
 
@@ -215,6 +228,10 @@ def _masked_pixels(
     for knob, weight in (("pixel_weight", pixel_weight), ("latent_weight", latent_weight)):
         if not 0 <= weight < math.inf:
             raise UserError(f"{knob}={weight}: must be 0 or more")
+    if target == "pixels":
+        given = [name for name, default in LATENT_KNOBS.items() if own[name] != default]
+        if given:
+            raise UserError(f"{given[0]} is about latents, and target=pixels has none; leave it out")
     if target_input == "visible" and (predict != "visible" or target_share < 1):
         raise UserError(
             "target_input=visible knows the visible tokens alone; add --predict visible and leave target_share out"
@@ -235,7 +252,7 @@ def _masked_pixels(
     def build(encoder: ViT, plan: Plan) -> LayerLock:
         weight = Cosine(0.0, latent_weight) if latent_rise == "cosine" else Constant(latent_weight)
         mask = choose_mask(knobs, "random", 0.95, 1)
-        kinds = knobs.mask_kinds or 1
+        kinds = 2 if knobs.mask == "multiblock" else knobs.mask_kinds or 1
         decodes: Decoder
         if decoder == "joined":
             decodes = JoinedDecoder(encoder, spare(encoder.depth), kinds)
@@ -280,14 +297,17 @@ def _run(
     def depth(plan: Plan) -> int:
         return parse_size(plan.model).depth
 
+    def length(chosen: Locks) -> int:
+        return round(RESTART * chosen.interval) if restart is None else restart
+
     def rate(lr: Schedule, plan: Plan) -> Schedule:
         chosen = locks(plan, depth(plan))
-        length = round(RESTART * chosen.interval) if restart is None else restart
         at = tuple(step for step in chosen.steps() if 0 < step < plan.steps)
-        return Restarted(lr, at, length) if length else lr
+        return Restarted(lr, at, length(chosen)) if length(chosen) else lr
 
     def phases(plan: Plan) -> Table:
-        return schedule_table(locks(plan, depth(plan)), plan, first, freeze)
+        chosen = locks(plan, depth(plan))
+        return schedule_table(chosen, plan.steps, length(chosen), first, freeze)
 
     return pretrain(name, paper, knobs, build, own, rate=rate, phases=phases)
 
@@ -306,25 +326,28 @@ def locks_for(
     deepest: two thirds of ``depth`` (32 of 48), and no block of the ``spare`` last ones. pixel_steps: 33 % of the
     run. interval: such that the last lock comes at 96 % of it. A run as long and deep as 4DS-G's gets its schedule.
     """
-    deepest = deepest or max(1, min(depth * 2 // 3, depth - spare))
+    if depth < 2:
+        raise UserError(f"an encoder of {depth} block has none to freeze; use a deeper model")
+    deepest = deepest or max(1, min(depth * 2 // 3, depth - max(1, spare)))
     first = round(steps * LOCKS_4DS_G.first / LAYERLOCK.steps) if pixel_steps is None else pixel_steps
     count = -(-deepest // jump)
     span = steps * LAST_LOCK / LAYERLOCK.steps - first
     return Locks(first, interval or max(1, round(span / max(1, count - 1))), jump, deepest)
 
 
-def schedule_table(locks: Locks, plan: Plan, first: str | None, freeze: bool) -> Table:
-    """Steps, frozen blocks, target and peak rate of every phase that the run reaches."""
-    phases = locks.phases(plan.steps)
+def schedule_table(locks: Locks, steps: int, restart: int, first: str | None, freeze: bool) -> Table:
+    """Steps, frozen blocks, target, and how the rate begins, of every phase that a run of ``steps`` steps reaches."""
+    phases = locks.phases(steps)
     reached = phases[-1][2]
     title = "what freezes when" if freeze else "what becomes the target when (nothing freezes)"
     if reached < locks.deepest:
         title += f"; the run ends before block {reached + 1} of {locks.deepest} is reached"
     table = Table(title=title, title_justify="left")
-    for column in ("steps", "frozen blocks", "target"):
+    for column in ("steps", "frozen blocks", "target", "learning rate"):
         table.add_column(column, justify="right" if column == "steps" else "left")
     for begin, end, frozen in phases:
         goal = "pixels" if first is None else first if frozen == 0 else f"output of block {frozen}"
         shown = ("none" if not frozen else f"1 to {frozen}") if freeze else "none"
-        table.add_row(f"{begin} to {end - 1}", shown, goal)
+        climbs = f"climbs anew in {restart} steps" if begin and restart else "as it was" if begin else ""
+        table.add_row(f"{begin} to {end - 1}", shown, goal, climbs)
     return table

@@ -133,8 +133,9 @@ def pretrain(
             "data": str(knobs.data),
             "split": knobs.split,
             "data_digest": ready.data_digest,
-            "init_from": knobs.init_from or knobs.branch_from,
-            "licence": "that of init_from" if knobs.init_from else "yours: trained from scratch",
+            "init_from": knobs.init_from,
+            "branch_from": knobs.branch_from,
+            "licence": _licence(knobs),
         }
 
         def save_encoders(folder: Path, step: int) -> None:
@@ -276,6 +277,13 @@ def _prepare(
         device=world.device,
     )
     return Prepared(method, chosen, settings, geometry, readable, data_digest, stream, held)
+
+
+def _licence(knobs: Knobs) -> str:
+    for name in ("init_from", "branch_from"):
+        if getattr(knobs, name) is not None:
+            return f"that of {name}"
+    return "yours: trained from scratch"
 
 
 def choose_mask(knobs: Knobs, default: str, ratio: float, kinds: int) -> MaskSampler:

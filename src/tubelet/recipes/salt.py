@@ -64,6 +64,10 @@ def salt(
         raise UserError(f"teacher_share={teacher_share}: must lie between 0 and 1")
     if teacher is not None and teacher_model is not None:
         raise UserError("teacher and teacher_model were both given; the given teacher has a size already")
+    if teacher is None and (knobs.branch_from or knobs.freeze_layers):
+        raise UserError(
+            "branch_from and freeze_layers are about one stage, and here are two; add --teacher RUN"
+        )
     own: dict[str, Any] = {
         "teacher": teacher,
         "teacher_model": teacher_model,

@@ -51,6 +51,24 @@ def enter(run: Path, resume: bool) -> dict[str, Any] | None:
     return checkpoint.read_state(there[-1]) if there else None
 
 
+def read_branch(path: Path, total: int) -> dict[str, Any]:
+    """The state of a checkpoint that a new run of ``total`` steps goes on from; nothing is written.
+
+    Raises UserError if it is no whole checkpoint, or if no step would be left.
+    """
+    if not (path / "state.json").is_file():
+        raise UserError(
+            f"branch_from={path} is no checkpoint (no state.json in it); name a folder such as "
+            "RUN/checkpoints/step-000500"
+        )
+    state = checkpoint.read_state(path)
+    if state["step"] >= total:
+        raise UserError(
+            f"branch_from={path} was taken at step {state['step']}: nothing is left of {total} steps; raise steps"
+        )
+    return state
+
+
 def refuse_entry(run: Path, resume: bool) -> None:
     """Raises UserError if ``run`` holds a run and ``resume`` was not asked for, or the other way round.
 

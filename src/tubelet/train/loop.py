@@ -20,7 +20,7 @@ from tubelet.errors import UserError
 from tubelet.files import write_json
 from tubelet.methods.method import Method
 from tubelet.train import checkpoint
-from tubelet.train.folder import enter, plain, refuse_changes, sole_owner
+from tubelet.train.folder import enter, plain, read_branch, refuse_changes, sole_owner
 from tubelet.train.optim import Optimizer, copy_into
 from tubelet.train.parallel import World
 from tubelet.train.precision import resolve_precision
@@ -92,27 +92,26 @@ def train(
     with ExitStack() as stack:
         stack.callback(stream.close)
         stop = stack.enter_context(catch_signals())
+        origin = None
+        if branch is not None and not resume:
+            origin = world.on_main(lambda: read_branch(branch, total))
         world.on_main(lambda: stack.enter_context(sole_owner(run)))
         saved = world.on_main(lambda: enter(run, resume))
         settings = _resolved(settings, saved, world)
         if saved:
             refuse_changes(run, saved, knobs, settings.describe())
-        if on_start is not None:
-            world.on_main(on_start)
-        before = saved or (None if branch is None else world.on_main(lambda: checkpoint.read_state(branch)))
+        before = saved or origin
         start, spent = (before["step"], Spent(**before["spent"])) if before else (0, Spent())
-        if start >= total and not saved:
-            raise UserError(
-                f"{branch} was taken at step {start}: nothing is left of {total} steps; raise steps"
-            )
         spent.sessions += 1
 
         optimizer = Optimizer(method, settings.betas, settings.eps, held)
         stack.callback(optimizer.release)
-        if saved or branch is not None:
+        if before:
             source = checkpoint.found(folder)[-1] if saved else branch
             assert source is not None
             world.on_main(lambda: _load(source, method, optimizer))
+        if on_start is not None:
+            world.on_main(on_start)
         world.broadcast_([*method.state_dict().values(), *optimizer.state().values()])
         report = None
         if world.main:

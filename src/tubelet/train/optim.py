@@ -114,7 +114,7 @@ class Optimizer:
         groups: list[list[nn.Parameter]] = []
         seen: set[int] = set()
         for module in self.modules:
-            group = [p for p in module.parameters() if id(p) not in seen]
+            group = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
             seen.update(id(p) for p in group)
             if group:
                 groups.append(group)
