@@ -33,12 +33,17 @@ def test_fit_keeps_the_papers_proportions() -> None:
     assert found.windows == 500 * 3  # 250 frames hold three clips of 16 x 4
     assert found.steps == -(-400 * 1500 // 64)
     assert found.warmup == round(found.steps * 12_000 / 90_000)
-    assert found.momentum is not None
-    horizon = 1 / (1 - found.momentum[0])
-    assert horizon / found.steps == pytest.approx(500 / 90_000)
-    assert found.momentum[1] == 1.0
     peak = found.lr(Moment(found.warmup, found.steps))
     assert peak == pytest.approx(6.25e-4 * (64 / 3072) ** 0.5 * 1024 / 192)
+
+
+@pytest.mark.parametrize(("steps", "horizon"), [(90_000, 500), (45_000, 250), (9_000, 100), (400, 100)])
+def test_an_average_keeps_the_papers_share_of_the_run_and_never_spans_less_than_100_steps(
+    steps: int, horizon: int
+) -> None:
+    momentum = fitted(VJEPA_1, replace(KNOBS, steps=steps)).momentum
+    assert momentum is not None and 1 / (1 - momentum[0]) == pytest.approx(horizon)
+    assert momentum[1] == 1.0
 
 
 def test_a_slow_machine_gets_fewer_steps_and_hours_buy_more() -> None:

@@ -11,7 +11,8 @@ their numbers but their proportions. Ours, and where each comes from:
 * steps: as many as show every window 400 times (the papers: 140 times two million clips, 3,200 times UCF101's
   nine thousand), at least 500, at most the paper's, and no more than ``hours`` allow on this machine;
 * lr: the paper's times sqrt(batch/paper's batch), the rule for Adam, times paper's width/width;
-* warm-up, cooldown and the averaging horizon 1/(1-momentum): the paper's share of the run.
+* warm-up, cooldown and the averaging horizon 1/(1-momentum): the paper's share of the run, but the horizon no
+  less than 100 steps: a teacher that runs closer after its student collapses with it (docs/log.md).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tubelet.recipes.knobs import Knobs
 from tubelet.train.schedule import Constant, Cosine, Schedule, WarmupConstantLinear, WarmupCosine
 
 PASSES = 400
+SHORTEST = 100  # steps that a teacher averages over, unless the paper's averages over fewer
 HOURS = {"cpu": 1.0, "cuda": 12.0, "mps": 12.0}
 
 
@@ -167,7 +169,7 @@ def fit(
     if momentum is not None:
         first, last = momentum
         momentum = _horizon(first, steps / paper.steps), _horizon(last, steps / paper.steps)
-        why["momentum"] = "averages over the same share of the run as the paper"
+        why["momentum"] = "averages over the same share of the run as the paper, and over 100 steps at least"
     return Fit(
         model=model,
         steps=steps,
@@ -319,8 +321,10 @@ def _steps(
 
 
 def _horizon(momentum: float, share: float) -> float:
-    """The momentum whose averaging horizon 1/(1-m) is ``share`` times as long; 1 stays 1."""
-    return momentum if momentum == 1 else max(0.0, 1 - min(1.0, (1 - momentum) / share))
+    """The momentum whose averaging horizon 1/(1-m) is ``share`` times as long, at least `SHORTEST`; 1 stays 1."""
+    if momentum == 1:
+        return momentum
+    return max(min(momentum, 1 - 1 / SHORTEST), 1 - min(1.0, (1 - momentum) / share))
 
 
 def _given(value: object) -> str:

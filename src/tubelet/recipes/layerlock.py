@@ -348,6 +348,6 @@ def schedule_table(locks: Locks, steps: int, restart: int, first: str | None, fr
     for begin, end, frozen in phases:
         goal = "pixels" if first is None else first if frozen == 0 else f"output of block {frozen}"
         shown = ("none" if not frozen else f"1 to {frozen}") if freeze else "none"
-        climbs = f"climbs anew in {restart} steps" if begin and restart else "as it was" if begin else ""
+        climbs = f"climbs anew in {restart} steps" if begin and restart > 1 else "goes on" if begin else ""
         table.add_row(f"{begin} to {end - 1}", shown, goal, climbs)
     return table
