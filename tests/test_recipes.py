@@ -327,10 +327,23 @@ def test_another_method_goes_on_from_an_encoder(
 
 
 @pytest.mark.slow
-def test_torchrun_equals_micro_batches(videos: Path, tmp_path: Path) -> None:
-    """Two gloo processes and one with micro_batches=2, both stages of SALT; clips and draws are the same."""
+@pytest.mark.parametrize(
+    ("recipe", "more", "stages"),
+    [
+        ("salt", {}, ("teacher", ".")),
+        ("layerlock", {"model": "48x4x3", "pixel_steps": 1, "interval": 1, "restart": 0}, (".",)),
+    ],
+)
+def test_torchrun_equals_micro_batches(
+    recipe: str, more: dict[str, Any], stages: tuple[str, ...], videos: Path, tmp_path: Path
+) -> None:
+    """Two gloo processes and one with micro_batches=2, both stages of SALT, and LayerLock across its locks.
+
+    Clips and draws are the same.
+    """
     two, one = tmp_path / "two", tmp_path / "one"
-    command = words(f"pretrain salt --data {videos} --out {two}", batch_size=4, save_every=2, lr=1e-3)
+    shared = {"batch_size": 4, "save_every": 2, "lr": 1e-3}
+    command = words(f"pretrain {recipe} --data {videos} --out {two}", **shared, **more)
     launcher = "-m torch.distributed.run --nproc-per-node 2 --master-port"
     done = subprocess.Popen(
         [sys.executable, *launcher.split(), str(free_port()), "-m", "tubelet", *command],
@@ -344,14 +357,14 @@ def test_torchrun_equals_micro_batches(videos: Path, tmp_path: Path) -> None:
         done.terminate()  # it ends its own children
     assert done.returncode == 0, said[-3000:]
     assert tubelet(*[str(one) if w == str(two) else w for w in command], "--micro-batches", "2") == 0
-    for folder in ("teacher", "."):
+    for folder in stages:
         ours, theirs = (
             [row["train/loss"] for row in lines_of(run / folder) if "train/loss" in row] for run in (two, one)
         )
         assert ours == pytest.approx(theirs, abs=2e-5) and len(ours) >= 1
     assert (two / "report.html").is_file() and json.loads((two / "env.json").read_text())["processes"] == 2
-    for name in ("encoder", "teacher/encoder"):
-        ours, theirs = (load_file(run / name / "model.safetensors") for run in (two, one))
+    for folder in stages:
+        ours, theirs = (load_file(run / folder / "encoder" / "model.safetensors") for run in (two, one))
         assert all((ours[key] - theirs[key]).abs().max() < 2e-5 for key in theirs)
 
 
