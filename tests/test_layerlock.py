@@ -163,7 +163,8 @@ def test_the_joined_decoder_equals_the_blocks_by_hand(batch: Batch, positions: A
     decoder = JoinedDecoder(model, 2)
     grid = model.grid(batch.clip)
     (mask,) = RandomMask(0.8)(grid, 4, torch.device("cpu"))
-    found = decoder(model, model.embed(batch.clip, mask.context), 0, mask, grid)
+    rotation = model.rotation(grid, mask.context, batch.clip.device)
+    found = decoder(model, model.embed(batch.clip, mask.context), rotation, 0, mask, grid)
     ids = torch.cat((mask.context, mask.target), 1)
     tokens = model.embed(batch.clip, mask.context)
     for block in model.blocks[:2]:
@@ -175,7 +176,7 @@ def test_the_joined_decoder_equals_the_blocks_by_hand(batch: Batch, positions: A
     for block in model.blocks[2:]:
         tokens = block(tokens, model.rotation(grid, ids, tokens.device))
     assert torch.allclose(found, model.norm(tokens)[:, mask.context.shape[1] :], atol=1e-6)
-    other = decoder(model, model.embed(batch.clip, mask.context), 0, mask, grid)
+    other = decoder(model, model.embed(batch.clip, mask.context), rotation, 0, mask, grid)
     assert not torch.allclose(other[:, 0], other[:, 1])  # the learned tokens know their places
 
 

@@ -182,7 +182,7 @@ def test_work_lists_every_module_that_runs(build: Callable[[], Method], batch: B
     charged = [
         (id(part), work.context + work.target)
         for work in method.work(grid, MOMENT)
-        for module in (work.module if isinstance(work.module, tuple) else (work.module,))
+        for module in work.modules
         for part in module.modules()
         if isinstance(part, Block)
         for _ in range(work.times)

@@ -101,6 +101,12 @@ class Moment(NamedTuple):
     step: int
     total: int
 
+    def stage(self, stages: int) -> tuple[int, int, int]:
+        """Which of ``stages`` equal parts of training this is (from 0), its first step, and the next part's first."""
+        number = min(stages * self.step // self.total, stages - 1)
+        begin, end = (-(-self.total * k // stages) for k in (number, number + 1))
+        return number, begin, end
+
     @property
     def fraction(self) -> float:
         """How much of training lies behind, 0 at the first step."""
@@ -134,3 +140,8 @@ class Work:
     times: int = 1
     learned_input: bool = False
     weights: bool = True
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules of the pass, one after the other."""
+        return self.module if isinstance(self.module, tuple) else (self.module,)

@@ -86,8 +86,7 @@ def _backward(work: Work) -> int:
     full = backward_flops(work.module, work.context, work.target)
     if work.weights:
         return full
-    modules = work.module if isinstance(work.module, tuple) else (work.module,)
-    linear = [part for module in modules for part in module.modules() if isinstance(part, nn.Linear)]
+    linear = [part for module in work.modules for part in module.modules() if isinstance(part, nn.Linear)]
     # a linear layer's backward is as much for its weights as for its input
     return full - sum(forward_flops(part, work.context + work.target) for part in linear)
 
@@ -100,13 +99,8 @@ def with_held(works: Iterable[Work], held: Iterable[nn.Module]) -> list[Work]:
     frozen = {id(module) for module in held}
     passes: list[Work] = []
     for work in works:
-        match work.module:
-            case ViT() as vit:
-                parts = vit.section(0, vit.depth)
-            case tuple() as section:
-                parts = section
-            case other:
-                parts = (other,)
+        vit = work.module
+        parts = vit.section(0, vit.depth) if isinstance(vit, ViT) else work.modules
         lead = next((i for i, part in enumerate(parts) if id(part) not in frozen), len(parts))
         if not work.backward or not lead:
             passes.append(work)
@@ -173,8 +167,7 @@ def paper_flops(works: Iterable[Work]) -> float:
     """
     total = 0.0
     for work in works:
-        modules = work.module if isinstance(work.module, tuple) else (work.module,)
-        parameters = sum(p.numel() for module in modules for p in module.parameters())
+        parameters = sum(p.numel() for module in work.modules for p in module.parameters())
         total += (6 if work.backward else 2) * parameters * (work.context + work.target) * work.times
     return total
 

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.methods.method import Method
+from tubelet.methods.salt import refuse_other_grid
 from tubelet.methods.videomae import pixel_target
 from tubelet.nn.predictor import Predictor
-from tubelet.nn.tokens import gather
+from tubelet.nn.tokens import Rotation, gather
 from tubelet.nn.vit import ViT
 from tubelet.types import Batch, Grid, Loss, Mask, MaskSampler, Moment, Work
 
@@ -124,13 +125,11 @@ class Blockwise(Method):
             _refuse_line(regime, overlap, len(decoders), len(layers))
             self.here = share_out(len(self.spans), line.size)[line.rank]
         self.encoder, self.decoders, self.mask = encoder, nn.ModuleList(decoders), mask
+        self.shared = len(decoders) == 1 and len(self.spans) > 1
         self.regime, self.targets, self.normalise = regime, targets, normalise
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
-        if teacher is not None and (teacher.patch, teacher.channels) != (encoder.patch, encoder.channels):
-            raise ValueError(
-                f"the teacher cuts {teacher.channels}-channel clips into {teacher.patch} tubelets, the encoder "
-                f"{encoder.channels}-channel clips into {encoder.patch}; give the encoder the teacher's patch"
-            )
+        if teacher is not None:
+            refuse_other_grid(encoder, teacher, "encoder")
         for number in range(len(self.spans)):
             if self.decoder(number).target_dim != self.target_dim(number):
                 raise ValueError(
@@ -148,7 +147,7 @@ class Blockwise(Method):
 
     def decoder(self, number: int) -> Predictor:
         """The decoder of block ``number`` (from 0)."""
-        found = self.decoders[number if len(self.decoders) > 1 else 0]
+        found = self.decoders[0 if self.shared else number]
         assert isinstance(found, Predictor)
         return found
 
@@ -156,7 +155,7 @@ class Blockwise(Method):
         """The blocks (from 0) that learn now, in this process or another."""
         if self.regime != "sequential":
             return range(len(self.spans))
-        stage = min(len(self.spans) * moment.step // moment.total, len(self.spans) - 1)
+        stage, _, _ = moment.stage(len(self.spans))
         return range(stage, stage + 1)
 
     def forward(self, batch: Batch, moment: Moment) -> Iterator[Loss]:
@@ -180,11 +179,10 @@ class Blockwise(Method):
         blocks: list[nn.Module] = []
         for number in (number for number in self.learning(moment) if number in self.here):
             block = nn.ModuleList(self.encoder.section(*self.spans[number]))
-            if len(self.decoders) > 1 or len(self.spans) == 1:
+            if not self.shared:
                 block.append(self.decoder(number))
             blocks.append(block)
-        shared = [] if len(self.decoders) > 1 or len(self.spans) == 1 else [self.decoder(0)]
-        return [*blocks, *shared]
+        return [*blocks, self.decoder(0)] if self.shared else blocks
 
     def encoders(self) -> dict[str, ViT]:
         """The encoder; decoders are thrown away."""
@@ -229,6 +227,7 @@ class Blockwise(Method):
         encoder = self.encoder
         rotation = encoder.rotation(grid, mask.context, clip.device)
         handed, seen, depth, pixels = None, None, 0, None
+        everywhere = encoder.rotation(grid, None, clip.device) if self.targets == "previous" else None
         if self.here.start:
             handed = self._receive(clip, mask.context.shape[1])
         for number in range(self.here.start, min(self.here.stop, learning.stop)):
@@ -248,7 +247,7 @@ class Blockwise(Method):
                 below = self.spans[number - 1][1]
                 if number == self.here.start:
                     seen, depth = self._receive(clip, grid.n), below
-                seen, depth = self._further(clip, grid, seen, depth, below)
+                seen, depth = self._further(clip, everywhere, seen, depth, below)
                 latents = _normed(seen)
             if latents is None:
                 pixels = self._pixels(clip, mask) if pixels is None else pixels  # the same for every block
@@ -259,7 +258,7 @@ class Blockwise(Method):
             yield number, error
             del error
         if self.targets == "previous" and self.here.stop < len(self.spans):
-            self._send(self._further(clip, grid, seen, depth, self.spans[self.here.stop - 1][1])[0])
+            self._send(self._further(clip, everywhere, seen, depth, self.spans[self.here.stop - 1][1])[0])
 
     def _receive(self, clip: Tensor, count: int) -> Tensor:
         """``count`` tokens of each clip, from the process below."""
@@ -279,11 +278,10 @@ class Blockwise(Method):
 
     @torch.no_grad()
     def _further(
-        self, clip: Tensor, grid: Grid, seen: Tensor | None, depth: int, layer: int
+        self, clip: Tensor, rotation: Rotation | None, seen: Tensor | None, depth: int, layer: int
     ) -> tuple[Tensor, int]:
         """The whole clip's tokens, from layer ``depth`` on to ``layer``."""
         seen = self.encoder.embed(clip) if seen is None else seen
-        rotation = self.encoder.rotation(grid, None, clip.device)
         return self.encoder.advance(seen, rotation, depth, layer), layer
 
 

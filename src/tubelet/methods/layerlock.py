@@ -157,17 +157,16 @@ class LayerLock(Method):
         if layer and self.target_input == "full" and not self.targets_learn:
             whole = self._latents(clip, layer, None, grid)
         for kind, mask in enumerate(masks):
+            rotation = self.encoder.rotation(grid, mask.context, clip.device)
             # a frozen prefix leaves no graph
             with torch.set_grad_enabled(locked == 0 and torch.is_grad_enabled()):
                 tokens = self.encoder.embed(clip, keep=mask.context)
-            with torch.no_grad():
-                rotation = self.encoder.rotation(grid, mask.context, clip.device)
-                tokens = self.encoder.advance(tokens, rotation, 0, locked) if locked else tokens
+                tokens = self.encoder.advance(tokens, rotation, 0, locked)
             target = None
             if layer:
                 found = self._target(clip, mask, layer, grid) if whole is None else whole
                 target = gather(found, mask.target) if self.target_input == "full" else found
-            decoded = self.decoder(self.encoder, tokens, locked, mask, grid, kind)  # [B, Nt, W]
+            decoded = self.decoder(self.encoder, tokens, rotation, locked, mask, grid, kind)  # [B, Nt, W]
             yield self._loss(decoded, clip, mask, target, moment, len(masks), grid, kind)
 
     def trainable(self, moment: Moment) -> list[nn.Module]:

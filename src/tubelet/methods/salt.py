@@ -15,6 +15,15 @@ from tubelet.nn.vit import ViT
 from tubelet.types import Batch, Grid, Loss, MaskSampler, Moment, Work
 
 
+def refuse_other_grid(encoder: ViT, teacher: ViT, who: str) -> None:
+    """Raises ValueError if a teacher's tokens do not lie on the grid of the encoder, called ``who``."""
+    if encoder.patch != teacher.patch or encoder.channels != teacher.channels:
+        raise ValueError(
+            f"the teacher cuts {teacher.channels}-channel clips into {teacher.patch} tubelets, the {who} "
+            f"{encoder.channels}-channel clips into {encoder.patch}; give the {who} the teacher's patch"
+        )
+
+
 class SALT(Method):
     """Latents of a teacher that never moves.
 
@@ -31,11 +40,7 @@ class SALT(Method):
         self, encoder: ViT, predictor: Predictor, teacher: ViT, mask: MaskSampler, normalise: bool = True
     ):
         super().__init__()
-        if encoder.patch != teacher.patch or encoder.channels != teacher.channels:
-            raise ValueError(
-                f"the teacher cuts {teacher.channels}-channel clips into {teacher.patch} tubelets, the student "
-                f"{encoder.channels}-channel clips into {encoder.patch}; give the student the teacher's patch"
-            )
+        refuse_other_grid(encoder, teacher, "student")
         if predictor.target_dim != teacher.dim:
             raise ValueError(
                 f"the predictor ends {predictor.target_dim} wide, the teacher is {teacher.dim} wide"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.nn.predictor import Predictor
-from tubelet.nn.tokens import gather
+from tubelet.nn.tokens import Rotation, gather
 from tubelet.nn.vit import ViT
 from tubelet.types import Grid, Mask, Work
 
@@ -24,9 +24,19 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, encoder: ViT, tokens: Tensor, start: int, mask: Mask, grid: Grid, kind: int = 0
+        self,
+        encoder: ViT,
+        tokens: Tensor,
+        rotation: Rotation | None,
+        start: int,
+        mask: Mask,
+        grid: Grid,
+        kind: int = 0,
     ) -> Tensor:
-        """[B, Nt, dim] from the context tokens [B, Nc, D] of layer ``start``; kind: which learned token stands in."""
+        """[B, Nt, dim] from the context tokens [B, Nc, D] of layer ``start``.
+
+        rotation: of the context tokens. kind: which learned token stands in.
+        """
 
     @abstractmethod
     def work(self, encoder: ViT, start: int, context: int, target: int) -> list[Work]:
@@ -54,14 +64,19 @@ class JoinedDecoder(Decoder):
         nn.init.trunc_normal_(self.token.weight, std=encoder.init_std, a=-2.0, b=2.0)
 
     def forward(
-        self, encoder: ViT, tokens: Tensor, start: int, mask: Mask, grid: Grid, kind: int = 0
+        self,
+        encoder: ViT,
+        tokens: Tensor,
+        rotation: Rotation | None,
+        start: int,
+        mask: Mask,
+        grid: Grid,
+        kind: int = 0,
     ) -> Tensor:
         """The encoder's normed outputs at the learned tokens."""
         join = encoder.depth - self.spare
         b, n_target = mask.target.shape
-        tokens = encoder.advance(
-            tokens, encoder.rotation(grid, mask.context, tokens.device), start, join
-        )  # [B, Nc, D]
+        tokens = encoder.advance(tokens, rotation, start, join)  # [B, Nc, D]
         kind = min(kind, self.token.num_embeddings - 1)
         kinds = torch.full((b, n_target), kind, dtype=torch.long, device=tokens.device)
         joining = self.token(kinds).to(tokens.dtype)
@@ -90,10 +105,16 @@ class SeparateDecoder(Decoder):
         self.predictor, self.dim = predictor, predictor.target_dim
 
     def forward(
-        self, encoder: ViT, tokens: Tensor, start: int, mask: Mask, grid: Grid, kind: int = 0
+        self,
+        encoder: ViT,
+        tokens: Tensor,
+        rotation: Rotation | None,
+        start: int,
+        mask: Mask,
+        grid: Grid,
+        kind: int = 0,
     ) -> Tensor:
         """The predictor's normed outputs at its mask tokens."""
-        rotation = encoder.rotation(grid, mask.context, tokens.device)
         context = encoder.norm(encoder.advance(tokens, rotation, start, encoder.depth))
         return self.predictor(context, mask, grid, kind)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from rich.table import Table
 
 from tubelet.errors import UserError
-from tubelet.export.weights import load_encoder
 from tubelet.masks import Aimed
 from tubelet.methods.blockwise import Blockwise, cut, share_out
 from tubelet.nn.predictor import Predictor
@@ -17,10 +16,12 @@ from tubelet.nn.vit import ViT, parse_size
 from tubelet.recipes.fit import Paper
 from tubelet.recipes.knobs import Knobs
 from tubelet.recipes.run import Finished, Plan, choose_mask, pretrain
+from tubelet.recipes.salt import load_teacher
 from tubelet.recipes.sizes import decoder_for
 from tubelet.recipes.videomae import VIDEOMAE
 from tubelet.train.pipeline import join_pipeline
 from tubelet.train.schedule import Schedule, Staged
+from tubelet.types import Moment
 
 BLOCKWISE = Paper(
     source="BWSSL (arXiv 2601.09040), DeiT-Tiny on UCF101: 150 epochs; batch 64 and warm-up are ours",
@@ -89,7 +90,7 @@ def blockwise(
         raise UserError("overlap and targets=previous are between blocks; regime=end_to_end has one")
     if targets == "teacher" and normalise != "channel":
         raise UserError("normalise is about pixels, targets=teacher predicts none; leave it out")
-    frozen, digest = _load_teacher(teacher)
+    frozen, digest = (None, None) if teacher is None else load_teacher(teacher)
     own |= {"teacher_digest": digest}
 
     def build(encoder: ViT, plan: Plan) -> Blockwise:
@@ -130,10 +131,10 @@ def blockwise(
         processes = [] if line is None else share_out(len(layers), line.size)
         for column in ("block", "layers", "learns in steps", *(["process"] if processes else [])):
             table.add_column(column)
+        begin, end = 0, 0 if regime == "sequential" else plan.steps
         for number in range(len(layers)):
-            begin, end = 0, plan.steps
             if regime == "sequential":
-                begin, end = (-(-plan.steps * k // len(layers)) for k in (number, number + 1))
+                _, begin, end = Moment(end, plan.steps).stage(len(layers))
             first = sum(layers[:number])
             where = [str(rank + 1) for rank, here in enumerate(processes) if number in here]
             table.add_row(
@@ -144,12 +145,3 @@ def blockwise(
     paper = BLOCKWISE if knobs.schedule == "paper" else SMALL
     with join_pipeline(knobs.device) if pipeline else nullcontext() as line:
         return pretrain("blockwise", paper, knobs, build, own, rate=rate, phases=phases, joined=line)
-
-
-def _load_teacher(spec: str | None) -> tuple[ViT | None, str | None]:
-    if spec is None:
-        return None, None
-    loaded = load_encoder(spec)
-    if not isinstance(loaded.model, ViT):
-        raise UserError(f"teacher={spec} has no latents to predict; name a run or an encoder folder")
-    return loaded.model, loaded.digest

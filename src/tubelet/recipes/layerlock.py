@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from tubelet.recipes.fit import Paper
 from tubelet.recipes.knobs import Knobs
 from tubelet.recipes.run import Build, Finished, Plan, choose_mask, pretrain
 from tubelet.recipes.sizes import decoder_for, predictor_for
-from tubelet.recipes.vjepa import VJEPA_1
+from tubelet.recipes.vjepa import VJEPA_1, check_momentum
 from tubelet.train.schedule import Constant, Cosine, Linear, Restarted, Schedule
 
 LAYERLOCK = Paper(
@@ -31,17 +32,17 @@ LAYERLOCK = Paper(
     betas=(0.9, 0.95),
     positions="rotary_tokens",
 )
-# Knobs that say how latents are predicted, with their defaults.
-LATENT_KNOBS: dict[str, Any] = {
-    "target_input": "full",
-    "target_share": 1.0,
-    "predict": "hidden",
-    "target_norm": "layer",
-    "heads": "each",
-    "pixel_weight": 0.0,
-    "latent_weight": 1.0,
-    "latent_rise": "constant",
-}
+# Knobs of `layerlock` that say how latents are predicted.
+LATENT_KNOBS = (
+    "target_input",
+    "target_share",
+    "predict",
+    "target_norm",
+    "heads",
+    "pixel_weight",
+    "latent_weight",
+    "latent_rise",
+)
 LAST_LOCK = 470_000  # of 4DS-G: the step at which its 32nd block freezes
 RESTART = 0.1  # of the interval, where the paper does not say how long its mini warm-up is: ours
 
@@ -121,21 +122,9 @@ def layerlock_collapse(
     latent loss at constant weight, 5.6 at a cosine weight. Weights and layers are not named there: ours.
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if name != "knobs"}
-    rest: dict[str, Any] = {
-        "jump": 1,
-        "restart": 0,
-        "target": "latents",
-        "target_input": "full",
-        "target_share": 1.0,
-        "predict": "hidden",
-        "heads": "each",
-        "pixel_weight": 1.0,
-        "decoder_dim": None,
-        "decoder_depth": None,
-        "normalise": "channel",
-        "loss": "mse",
-    }
-    return _masked_pixels("layerlock-collapse", knobs, **given, **rest)
+    return _masked_pixels(
+        "layerlock-collapse", knobs, **{**_defaults(), "restart": 0, "pixel_weight": 1.0, **given}
+    )
 
 
 def vjepa_layerlock(
@@ -169,8 +158,7 @@ def vjepa_layerlock(
     own: dict[str, Any] = {name: value for name, value in locals().items() if name != "knobs"}
     if teacher == "none" and momentum is not None:
         raise UserError("momentum is the average's, and teacher=none has none; leave one of them out")
-    if momentum is not None and not all(0 <= m <= 1 for m in momentum):
-        raise UserError(f"momentum={momentum}: both numbers must lie between 0 and 1")
+    check_momentum(momentum)
 
     def locks(plan: Plan, depth: int) -> Locks:
         return locks_for(plan.steps, depth, 0, pixel_steps, interval, jump, deepest)
@@ -192,6 +180,12 @@ def vjepa_layerlock(
         )
 
     return _run("vjepa-layerlock", VJEPA_1, knobs, build, own, locks, restart, "block 1")
+
+
+def _defaults() -> dict[str, Any]:
+    """name -> default of the own knobs of `layerlock`."""
+    parameters = inspect.signature(layerlock).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _masked_pixels(
@@ -229,7 +223,7 @@ def _masked_pixels(
         if not 0 <= weight < math.inf:
             raise UserError(f"{knob}={weight}: must be 0 or more")
     if target == "pixels":
-        given = [name for name, default in LATENT_KNOBS.items() if own[name] != default]
+        given = [knob for knob in LATENT_KNOBS if own[knob] != _defaults()[knob]]
         if given:
             raise UserError(f"{given[0]} is about latents, and target=pixels has none; leave it out")
     if target_input == "visible" and (predict != "visible" or target_share < 1):

@@ -81,12 +81,17 @@ def salt(
         return _second_stage(knobs, own, source)
 
 
+def load_teacher(spec: str) -> tuple[ViT, str]:
+    """The encoder that a recipe's ``teacher`` names, and its digest; UserError if it has no latents to predict."""
+    loaded = load_encoder(spec)
+    if not isinstance(loaded.model, ViT):
+        raise UserError(f"teacher={spec} has no latents to predict; name a run or an encoder folder")
+    return loaded.model, loaded.digest
+
+
 def _second_stage(knobs: Knobs, own: dict[str, Any], source: str) -> Finished:
     """The student of the teacher that ``source`` names."""
-    loaded = load_encoder(source)
-    if not isinstance(loaded.model, ViT):
-        raise UserError(f"teacher={source} has no latents to predict; name a run or an encoder folder")
-    frozen = loaded.model
+    frozen, digest = load_teacher(source)
 
     def build(encoder: ViT, plan: object) -> SALT:
         predictor = predictor_for(
@@ -106,7 +111,7 @@ def _second_stage(knobs: Knobs, own: dict[str, Any], source: str) -> Finished:
         SALT_STUDENT,
         second,
         build,
-        {**own, "teacher_digest": loaded.digest},
+        {**own, "teacher_digest": digest},
         share=1.0 if alone else 1 - own["teacher_share"],
         loss_is_signal=True,
     )

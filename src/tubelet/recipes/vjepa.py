@@ -86,6 +86,12 @@ def vjepa2(
     return _vjepa("vjepa2", VJEPA_2, 32, knobs, momentum, predictor_dim, predictor_depth)
 
 
+def check_momentum(momentum: tuple[float, float] | None) -> None:
+    """Raises UserError for numbers that are no momentum."""
+    if momentum is not None and not all(0 <= m <= 1 for m in momentum):
+        raise UserError(f"momentum={momentum}: both numbers must lie between 0 and 1")
+
+
 def _vjepa(
     name: str,
     paper: Paper,
@@ -95,8 +101,7 @@ def _vjepa(
     predictor_dim: int | None,
     predictor_depth: int | None,
 ) -> Finished:
-    if momentum is not None and not all(0 <= m <= 1 for m in momentum):
-        raise UserError(f"momentum={momentum}: both numbers must lie between 0 and 1")
+    check_momentum(momentum)
 
     def build(encoder: ViT, plan: Plan) -> VJEPA:
         average = momentum or plan.momentum

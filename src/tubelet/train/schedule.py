@@ -131,9 +131,7 @@ class Staged(Schedule):
     stages: int
 
     def __call__(self, moment: Moment) -> float:
-        stage = min(self.stages * moment.step // moment.total, self.stages - 1)
-        # the first step whose stage is this one, and the first of the next
-        begin, end = (-(-moment.total * k // self.stages) for k in (stage, stage + 1))
+        _, begin, end = moment.stage(self.stages)
         return self.inner(Moment((moment.step - begin) * moment.total // (end - begin), moment.total))
 
     def describe(self) -> dict[str, object]:
