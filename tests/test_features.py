@@ -6,6 +6,12 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +19,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from toy import quiet, start
 
 from tubelet.data import decode
+from tubelet.data.cache import frames_of
 from tubelet.data.decode import read
 from tubelet.data.manifest import Video
 from tubelet.errors import UserError
@@ -107,7 +115,7 @@ def test_the_last_layer_is_normed_even_where_the_others_are_not(videos, tmp_path
 def test_features_are_computed_once_and_never_stale(videos, tmp_path, monkeypatch):
     first = go(encoder(), videos, tmp_path)
     decoded = []
-    monkeypatch.setattr(under_test, "read_views", lambda v, g, w: decoded.append(v) or read_views(v, g, w))
+    monkeypatch.setattr(under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how))
     assert go(encoder(), videos, tmp_path).folder == first.folder and not decoded
     changed = [
         go(encoder(seed=1), videos, tmp_path),  # other weights
@@ -124,24 +132,222 @@ def test_features_are_computed_once_and_never_stale(videos, tmp_path, monkeypatc
     assert go(encoder(), videos, tmp_path).folder != first.folder
 
 
+def test_labels_splits_and_groups_share_features_and_new_content_does_not(videos, tmp_path, monkeypatch):
+    mine = tmp_path / "mine.mp4"
+    shutil.copy(videos[0].path, mine)
+    first = go(encoder(), [Video(mine, label="a")], tmp_path)
+    computed = []
+    whole = under_test._Job.run
+    monkeypatch.setattr(under_test._Job, "run", lambda *given: computed.append(given) or whole(*given))
+    told = Video(mine, label="b", split="train", group="g", extra={"more": "words"})
+    same = go(encoder(), [told], tmp_path)
+    assert not computed and same.folder == first.folder
+    shutil.copy(videos[1].path, mine)
+    fresh = go(encoder(), [told], tmp_path)
+    assert len(computed) == 1 and not np.allclose(fresh.pooled(), first.pooled(), atol=1e-3)
+
+
+def test_layers_that_are_there_are_not_computed_again(videos, tmp_path, monkeypatch):
+    enc, computed = encoder(), []
+    whole = under_test._Job.run
+    monkeypatch.setattr(
+        under_test._Job, "run", lambda job, *given: computed.append(job.layers) or whole(job, *given)
+    )
+    both = go(enc, videos, tmp_path, layers=[1, 3])
+    one = go(enc, videos, tmp_path, layers=[3])
+    more = go(enc, videos, tmp_path, layers=[1, 2, 3])
+    assert computed == [[1, 3], [2]]
+    assert list(more.tables) == [1, 2, 3] and list(one.tables) == [3]
+    alone = go(enc, videos, tmp_path / "other", layers=[1, 2, 3])
+    np.testing.assert_array_equal(one.tables[3], both.tables[3])
+    for k, table in alone.tables.items():
+        np.testing.assert_allclose(more.tables[k], table, atol=1e-5)
+
+
+def test_a_frame_cache_changes_no_number_and_decodes_each_video_once(folder, tmp_path, monkeypatch):
+    stretches = [Video(folder / f"{i % 3}.mp4", start=0.1 * i, end=0.1 * i + 0.4) for i in range(6)]
+    clips = [*stretches, Video(folder / "broken.mp4"), Video(folder / "missing.mp4")]
+    decoded = []
+    iterate = decode.iterate
+    monkeypatch.setattr(decode, "iterate", lambda *given: decoded.append(given[0]) or iterate(*given))
+    plain = go(encoder(), clips, tmp_path / "a", views=Views(2, 3))
+    decoded.clear()
+    frames = tmp_path / "frames"
+    cached = go(encoder(), clips, tmp_path / "b", views=Views(2, 3), frame_cache=frames)
+    assert cached.folder.name == plain.folder.name  # the way of reading is no part of the key
+    assert sorted(path.name for path in decoded if path.name[0].isdigit()) == ["0.mp4", "1.mp4", "2.mp4"]
+    np.testing.assert_array_equal(cached.tables[3], plain.tables[3])
+    assert cached.excluded.keys() == plain.excluded.keys() == {6, 7}
+    decoded.clear()
+    go(encoder(seed=1), stretches, tmp_path / "b", views=Views(1, 3), frame_cache=frames)
+    assert not decoded  # another encoder of one geometry decodes nothing
+
+
+def test_threads_that_need_one_file_decode_it_once(folder, tmp_path, monkeypatch):
+    decoded = []
+    iterate = decode.iterate
+
+    def slow(*given):
+        decoded.append(given)
+        time.sleep(0.05)
+        return iterate(*given)
+
+    monkeypatch.setattr(decode, "iterate", slow)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: frames_of(Video(folder / "0.mp4"), None, tmp_path), range(6)))
+    assert len(decoded) == 1
+    for cached in found:
+        np.testing.assert_array_equal(cached.pictures, read(folder / "0.mp4", range(10)))
+
+
+def test_a_frame_cache_without_room_is_refused_before_anything_is_read(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(UserError, match="the decoded frames of 7 videos need about"):
+        go(encoder(), videos, tmp_path, frame_cache=tmp_path / "frames")
+    assert not list((tmp_path / "features").glob("*/*.part"))
+
+
+def extract_slowly(folder: Path, cache: Path, out: Path, pause: float) -> None:
+    """In a process of its own: the seven videos one by one; each name that is read goes into ``out``.read."""
+    quiet()
+    under_test.COMMIT_EVERY = 0.0
+
+    def slow(video, *how):
+        with out.with_suffix(".read").open("a") as names:
+            names.write(f"{video.path.name}\n")
+        time.sleep(pause)
+        return read_views(video, *how)
+
+    under_test.read_views = slow
+    clips = [Video(folder / f"{i}.mp4") for i in range(7)]
+    found = extract(encoder(), clips, cache=cache, workers=1, batch_size=1, progress=False)
+    np.save(out, found.pooled())
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same(folder, videos, tmp_path, monkeypatch):
+    process = start(extract_slowly, folder, tmp_path / "b", tmp_path / "never.npy", 0.2)
+    deadline = time.monotonic() + 120
+    done: list[Path] = []
+    while time.monotonic() < deadline:
+        done = list((tmp_path / "b" / "features").glob("*/layers-03.part/done"))
+        if done and np.count_nonzero(np.fromfile(done[0], np.uint8)) >= 3:
+            break
+        time.sleep(0.01)
+    process.kill()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "never.npy").exists()
+    kept = set(np.flatnonzero(np.fromfile(done[0], np.uint8)).tolist())
+    assert 3 <= len(kept) < 7
+    decoded = []
+    monkeypatch.setattr(under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how))
+    rest = go(encoder(), videos, tmp_path / "b")
+    assert {videos.index(v) for v in decoded} == set(range(7)) - kept
+    whole = go(encoder(), videos, tmp_path / "a")
+    np.testing.assert_allclose(rest.pooled(), whole.pooled(), atol=1e-6)
+    assert [p.name for p in rest.folder.iterdir()] == ["layers-03"]  # no lock, nothing half done
+
+
+def test_two_processes_that_want_one_table_compute_it_once(folder, tmp_path):
+    outs = [tmp_path / "one.npy", tmp_path / "other.npy"]
+    processes = [start(extract_slowly, folder, tmp_path / "c", out, 0.1) for out in outs]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    read = [out.with_suffix(".read") for out in outs if out.with_suffix(".read").exists()]
+    assert len(read) == 1 and sorted(read[0].read_text().split()) == [f"{i}.mp4" for i in range(7)]
+    np.testing.assert_array_equal(*(np.load(out) for out in outs))
+
+
+def test_a_lock_that_was_given_up_lets_in_one_at_a_time(tmp_path):
+    """Who waited for the lock's file and gets it after it lost its name must not be in together with a newcomer."""
+    inside, most = 0, 0
+
+    def enter() -> None:
+        nonlocal inside, most
+        for _ in range(40):
+            with under_test._lock(tmp_path / "a.lock"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.0002)
+                inside -= 1
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and not (tmp_path / "a.lock").exists()
+
+
+MEMORY = """
+import sys, threading, time
+import numpy as np
+from pathlib import Path
+from tubelet.data.manifest import Video
+from tubelet.evaluate.features import extract
+from tubelet.export.weights import Encoder, Geometry, digest
+from tubelet.nn.pixels import Pixels
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
+
+peak, over = 0, False
+def watch():
+    global peak
+    while not over:
+        peak = max(peak, anonymous())
+        time.sleep(0.005)
+
+model = Pixels(cells=16)  # every pixel
+enc = Encoder(model, Geometry(16, frame_step=1, crop_size=128), "pixels", digest(model))
+videos = [Video(Path({video!r}), start=i / 1000, end=1.7 + i / 1000) for i in range({rows})]
+some = dict(cache={cache!r}, frame_cache=Path({frames!r}), pool="none", batch_size=4, workers=1, progress=False)
+extract(enc, videos[:8], **some).tokens(np.arange(8))  # libraries and their pools are loaded now
+threading.Thread(target=watch, daemon=True).start()
+before = anonymous()
+found = extract(enc, videos, **some)
+total = 0.0
+for rows in np.array_split(np.random.default_rng(0).permutation(len(videos)), len(videos) // 4):
+    total += found.tokens(rows).mean().item()  # an epoch of an attentive probe
+over = True
+print(found.tables[0].nbytes, peak - before, total)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is known on Linux alone")
+def test_memory_is_a_batch_however_large_the_table(tmp_path):
+    """Anonymous memory, for mapped pages of the table are the system's to take back and no one's to pay for."""
+    video = write_video(tmp_path / "v.mp4", frames=20, height=128, width=128)
+    code = MEMORY.format(
+        video=str(video), cache=str(tmp_path / "cache"), frames=str(tmp_path / "frames"), rows=200
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table, growth, _ = map(float, done.stdout.split())
+    shutil.rmtree(tmp_path / "cache")
+    assert table > 300e6 and growth < table / 2
+
+
 def test_an_interrupted_extraction_goes_on_where_it_stopped(videos, tmp_path, monkeypatch):
     enc = encoder()
     whole = go(enc, videos, tmp_path / "a")
     decoded = []
 
-    def stop_at_fifth(video, geometry, views):
+    def stop_at_fifth(video, *how):
         decoded.append(video)
         if video is videos[4]:
             raise KeyboardInterrupt
-        return read_views(video, geometry, views)
+        return read_views(video, *how)
 
     monkeypatch.setattr(under_test, "COMMIT_EVERY", 0.0)
     monkeypatch.setattr(under_test, "read_views", stop_at_fifth)
     with pytest.raises(KeyboardInterrupt):
         go(enc, videos, tmp_path / "b")
-    assert not [p for p in (tmp_path / "b" / "features").iterdir() if len(p.name) == 20]
+    assert [p.name for p in (tmp_path / "b" / "features").glob("*/*")] == ["layers-03.part"]
     decoded.clear()
-    monkeypatch.setattr(under_test, "read_views", lambda v, g, w: decoded.append(v) or read_views(v, g, w))
+    monkeypatch.setattr(under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how))
     rest = go(enc, videos, tmp_path / "b")
     assert {v.path for v in decoded} == {v.path for v in videos[3:]}  # the first group of three was kept
     np.testing.assert_allclose(rest.pooled(), whole.pooled(), atol=1e-6)
@@ -268,5 +474,6 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
 
 def test_the_table_says_what_it_is(videos, tmp_path):
     found = go(encoder(), videos, tmp_path)
-    about = json.loads((found.folder / "about.json").read_text())
+    about = json.loads((found.folder / "layers-03" / "about.json").read_text())
     assert about["name"] == "small" and about["tokens"] == "means over space" and len(about["videos"]) == 7
+    assert about["layers"] == [3]

@@ -40,10 +40,12 @@ ARROWS: dict[str, set[str]] = {
     "report": BELOW | ROOTS,
     # a recipe writes its run's page; a page knows no recipe
     "recipes": BELOW | ROOTS | {"report"},
+    # what compares runs, runs recipes
+    "compare": BELOW | ROOTS | {"report", "recipes"},
     "doctor": BELOW | ROOTS,
     "demo": BELOW | ROOTS | {"report", "recipes"},
-    "cli": BELOW | ROOTS | {"report", "recipes", "doctor", "demo"},
-    "__init__": BELOW | ROOTS | {"report", "recipes", "doctor", "demo", "cli"},
+    "cli": BELOW | ROOTS | {"report", "recipes", "compare", "doctor", "demo"},
+    "__init__": BELOW | ROOTS | {"report", "recipes", "compare", "doctor", "demo", "cli"},
     "__main__": {"cli"},
 }
 

@@ -9,6 +9,7 @@ import pytest
 
 from tubelet.data.manifest import Video
 from tubelet.errors import UserError
+from tubelet.evaluate.amount import Amount
 from tubelet.evaluate.knn import knn_scores
 from tubelet.evaluate.metrics import Predictions, difference, estimates, macro_recall, top1
 from tubelet.evaluate.tasks import few_labels, folds, inner_folds, read_task
@@ -106,11 +107,11 @@ def test_inner_folds_never_share_a_group_and_say_when_they_must():
 def test_few_labels_are_nested_and_a_function_of_the_draw():
     label = np.repeat([0, 1, 2], 10)
     train = np.arange(0, 30, 2)
-    three = few_labels(label, train, 3, draw=1)
+    three = few_labels(label, train, Amount(3), draw=1)
     assert np.bincount(label[three]).tolist() == [3, 3, 3] and set(three) <= set(train)
-    assert set(few_labels(label, train, 2, draw=1)) < set(three)
-    assert set(few_labels(label, train, 3, draw=2)) != set(three)
-    assert len(few_labels(label, train, 99, draw=0)) == len(train)
+    assert set(few_labels(label, train, Amount(2), draw=1)) < set(three)
+    assert set(few_labels(label, train, Amount(3), draw=2)) != set(three)
+    assert len(few_labels(label, train, Amount(99), draw=0)) == len(train)
 
 
 def predictions(label, predicted, classes=3, draw=0) -> Predictions:

@@ -16,13 +16,15 @@ from test_features import write_video
 
 from tubelet.errors import UserError
 from tubelet.evaluate.attentive import AttentiveSettings, attentive_scores
+from tubelet.evaluate.features import extract
 from tubelet.evaluate.linear import CS, choose_c, linear_scores
-from tubelet.evaluate.probe import probe
+from tubelet.evaluate.metrics import Predictions
+from tubelet.evaluate.probe import probe, probe_all
 from tubelet.evaluate.score import score
 from tubelet.evaluate.tasks import Task
 from tubelet.export.weights import Geometry, load_encoder
 from tubelet.nn.block import Block
-from tubelet.nn.heads import AttentiveClassifier, AttentivePooler, grid_loss
+from tubelet.nn.heads import AttentivePooler
 
 FAST = AttentiveSettings(lrs=(1e-2, 1e-5), wds=(0.01,), epochs=12, batch_size=8)
 
@@ -70,21 +72,6 @@ def test_the_poolers_start_is_the_papers():
     assert not any("proj" in name for name, _ in pooler.cross.named_parameters())
     with pytest.raises(ValueError, match="5 heads"):
         AttentivePooler(dim=48, heads=5)
-
-
-def test_heads_of_a_grid_train_as_if_alone():
-    torch.manual_seed(0)
-    tokens, label = torch.randn(6, 5, 24), torch.tensor([0, 1, 2, 0, 1, 2])
-    heads = torch.nn.ModuleList(AttentiveClassifier(24, 2, 3) for _ in range(3))
-    total, each = grid_loss(heads, tokens, label)
-    total.backward()
-    together = [p.grad.clone() for p in heads[1].parameters() if p.grad is not None]
-    alone = F.cross_entropy(heads[1](tokens), label)
-    heads.zero_grad()
-    alone.backward()
-    assert each[1] == pytest.approx(alone.item())
-    for one, other in zip(together, heads[1].parameters(), strict=True):
-        torch.testing.assert_close(one, other.grad)
 
 
 def blobs(clips: int, dim: int, classes: int = 3, groups: int = 8, seed: int = 0, signal: float = 1.5):
@@ -153,7 +140,9 @@ def test_test_labels_change_nothing_that_is_chosen():
     other = Task(task.classes, task.rows, shuffled, task.split, task.group)
     one, two = score(x, task, "linear"), score(x, other, "linear")
     assert one.chosen == two.chosen
-    np.testing.assert_array_equal(one.predictions[""].scores, two.predictions[""].scores)
+    left, right = one.predictions[""], two.predictions[""]
+    assert isinstance(left, Predictions) and isinstance(right, Predictions)
+    np.testing.assert_array_equal(left.scores, right.scores)
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
@@ -272,8 +261,48 @@ def test_mistakes_are_found_before_anything_is_decoded(labelled, tmp_path):
     encoder = load_encoder("random:48x2x2", Geometry(frames=4, frame_step=2, crop_size=32))
     with pytest.raises(UserError, match='pool="mean" does not go with kind="attentive"'):
         probe(encoder, labelled, "attentive", pool="mean", cache=tmp_path)
+    with pytest.raises(UserError, match=r'kind="liner" is unknown; did you mean "linear"'):
+        probe_all(encoder, labelled, ("knn", "liner"), cache=tmp_path)  # type: ignore[arg-type]
     bad = labelled.with_name("bad.csv")
     bad.write_text(labelled.read_text().replace("2.mp4,bright", "2.mp4,", 1))
     with pytest.raises(UserError, match=r"clips have no label.*2\.mp4"):
         probe(encoder, bad, cache=tmp_path)
+    alone = labelled.with_name("alone.csv")  # one class is of one group, and there is no split to follow
+    rows = [f"{i}.mp4,{'dark' if i < 2 else 'bright'},g{i // 2}" for i in range(8)]
+    alone.write_text("\n".join(["path,label,group", *rows]) + "\n")
+    with pytest.raises(UserError, match='class "dark" has clips of one group only'):
+        probe(encoder, alone, cache=tmp_path)
+    for knob in ({"folds": 1}, {"draws": 0}, {"workers": -1}, {"per_class": 0}):
+        with pytest.raises(UserError, match=next(iter(knob))):
+            probe_all(encoder, labelled, ("linear",), cache=tmp_path, **knob)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_several_probes_share_their_extraction_and_equal_each_alone(labelled, tmp_path, monkeypatch):
+    encoder = load_encoder("random:48x2x2", Geometry(frames=4, frame_step=2, crop_size=32))
+    seen: list[str] = []
+
+    def counted(*args, **knobs):
+        seen.append(knobs["pool"])
+        return extract(*args, **knobs)
+
+    monkeypatch.setattr("tubelet.evaluate.probe.extract", counted)
+    kinds = ("linear", "attentive", "knn")
+    short = AttentiveSettings(lrs=(1e-3,), wds=(0.01,), epochs=1, batch_size=8)
+    knobs = {"cache": tmp_path / "cache", "settings": short, "progress": False}
+    found = probe_all(
+        encoder, labelled, kinds, out=tmp_path / "all", frame_cache=tmp_path / "frames", **knobs
+    )
+    assert sorted(seen) == ["mean", "none"] and tuple(found) == kinds
+    assert {path.parent.name for path in (tmp_path / "all").rglob("results.json")} == set(kinds)
+    assert list((tmp_path / "frames").rglob("*"))
+    for kind in kinds:
+        alone = probe(encoder, labelled, kind, **knobs)
+        assert alone.metrics == found[kind].metrics and alone.about == found[kind].about
+
+
+def test_features_that_are_not_finite_are_refused():
+    x, task = blobs(60, 10)
+    x[7, 3] = np.nan
+    with pytest.raises(UserError, match=r"1 of 60 clips are not finite \(the first: clip 7\)"):
+        score(x, task, "linear")

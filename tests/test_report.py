@@ -6,58 +6,24 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from markup import Tags, assert_asks_for_nothing
 from matplotlib.image import imread
 
 from tubelet.errors import UserError
-from tubelet.report.curves import Dots, Line, Panel, draw_panels, thin
+from tubelet.report.curves import Dots, Line, Panel, draw_panels, split, thin
 from tubelet.report.demo import CostRow, DemoResult, Reconstruction, demo_report, findings
 from tubelet.report.filmstrip import Strip, draw_strips, strip_picture
+from tubelet.report.frontier import Frontier, Point, Track
 from tubelet.report.history import last, load_metrics
 from tubelet.report.page import Key, Page
 from tubelet.report.table import Cell, Score, best_of, draw_table
 from tubelet.report.training import run_report
 from tubelet.report.units import flops, memory
-
-
-class Tags(HTMLParser):
-    """Collects tags, and fails on one that is closed without having been opened."""
-
-    VOID = frozenset({"meta", "img", "br", "path", "use", "line", "rect", "!doctype"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open and self.open.pop() == tag, f"</{tag}> without <{tag}>"
-
-
-def assert_asks_for_nothing(text: str) -> None:
-    """No script, no link, and every address either inside the page or data."""
-    for tag, attrs in Tags(text).seen:
-        assert tag not in {"script", "link", "iframe", "object"}
-        for name in ("src", "href", "xlink:href", "data", "action"):
-            assert (attrs.get(name) or "#").startswith(("#", "data:image/png;base64,")), (tag, attrs)
-    assert "@import" not in text
-    assert not re.search(r"url\((?!#)", text)
 
 
 def metrics(steps: int = 40) -> list[dict[str, float]]:
@@ -155,6 +121,9 @@ def test_whatever_is_given_is_escaped_everywhere():
     page.curves([Panel(evil, [Line(evil, [0, 1], [0, 1])], level=(evil, 0.5))], evil, evil)
     page.curves([Dots(evil, {evil: {evil: (0.5, 0.1)}})], evil, evil)
     page.filmstrips([[Strip(evil, clip(), evil)]], evil, evil)
+    point = Point(1e12, 0.5, name=evil)
+    page.frontiers([Frontier(evil, [Track(evil, evil, [point])], evil, flops, {evil: 0.3})], evil, evil)
+    page.picture(b"", evil, evil)
     assert "<script" not in page.html()
     assert_asks_for_nothing(page.html())
 
@@ -205,6 +174,14 @@ def test_a_strip_refuses_what_is_no_clip(bad):
         strip_picture(bad)
 
 
+def test_joined_clips_stand_apart():
+    frames = np.full((6, 4, 6, 3), 200, np.uint8)
+    picture = strip_picture(frames, frames=6, gap=1, apart=3)
+    assert picture.shape == (4, 6 * 6 + 4 * 1 + 5, 4)
+    gaps = np.flatnonzero(picture[0, :, 3] == 0)
+    assert gaps.tolist() == [6, 13, 20, 21, 22, 23, 24, 31, 38]
+
+
 # curves
 
 
@@ -224,6 +201,20 @@ def test_colours_follow_the_page_and_each_name_keeps_its_own():
 def test_drawing_is_deterministic():
     panels = [Panel("a", [Line("x", [0, 1, 2], [3, 1, 2], sd=[0.1, 0.1, 0.1])])]
     assert draw_panels(panels) == draw_panels(panels)
+
+
+def test_more_lines_than_colours_are_drawn_in_parts():
+    names = [f"line {number}" for number in range(9)]
+    html = draw_panels([Panel("a", [Line(name, [0, 1], [0, 1]) for name in names])])
+    assert html.count("<h3>a</h3>") == 2
+    assert [name in html for name in names] == [True] * 9
+    assert [len(part) for part in split(names)] == [4, 5]
+    assert [name for part in split(names * 3) for name in part] == names * 3
+
+
+def test_places_that_are_no_numbers_have_names():
+    html = draw_panels([Panel("a", [Line("x", [0, 1], [1, 2])], ticks=[(0, "one"), (1, "<all>")])])
+    assert ">one<" in html and "&lt;all&gt;" in html
 
 
 def test_long_lines_are_thinned_by_means_and_gaps_are_left_out():
@@ -246,6 +237,12 @@ def test_a_table_marks_the_best_and_refuses_ragged_rows():
     assert "<td>0.250</td>" in html
     with pytest.raises(ValueError, match="a row of 1 cells"):
         draw_table(["name", "score"], [["a"]])
+
+
+def test_a_score_shows_its_interval_and_a_difference_its_sign():
+    row: list[str | Cell] = ["a", Cell(Score(-2.5), True, 1, (-4.04, 0.5), signed=True)]
+    html = draw_table(["name", "gap"], [row])
+    assert '<td class="best">−2.5 <span class="sd">[−4.0, +0.5]</span></td>' in html
 
 
 def test_best_of_needs_two_to_compare():

@@ -7,10 +7,9 @@ import inspect
 import logging
 import os
 import sys
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, NoReturn
 
 from tubelet.errors import UserError, nearest
 
@@ -54,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             parser.print_help()
             return 0
-        if words[0] == "pretrain":  # its options are the recipe's, so the recipe must be known first
-            return _pretrain(words[1:])
+        if words[0] in OF_RECIPES:
+            return OF_RECIPES[words[0]](words[1:])
         chosen = parser.parse_args(words)
         if chosen.command is None:
             parser.error("no command given")
         run = COMMANDS[chosen.command][1]
-        assert run is not None, "pretrain was taken above"
+        assert run is not None, f"{chosen.command} was taken above"
         return run(chosen)
     except UserError as error:
         print(f"tubelet: {error}", file=sys.stderr)
@@ -139,27 +138,10 @@ def _add_knob(parser: Any, name: str, kind: Any, default: Any, about: str) -> No
             option, action=argparse.BooleanOptionalAction, default=_ABSENT, help=about, dest=name
         )
     else:
-        reader, settings = _reader(kind)
+        from tubelet.recipes.words import reader_of
+
+        reader, settings = reader_of(kind)
         parser.add_argument(option, type=reader, default=_ABSENT, help=about, dest=name, **settings)
-
-
-def _reader(kind: Any) -> tuple[Callable[[str], Any], dict[str, Any]]:
-    """How a knob's type reads a word: int, float, str, a choice, or a pair written 0.9,1."""
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(k for k in get_args(kind) if k is not type(None))
-    if get_origin(kind) is Literal:
-        return str, {"choices": get_args(kind)}
-    if get_origin(kind) is tuple:
-        return _pair, {"metavar": "A,B"}
-    assert kind in (int, float, str), f"a knob of type {kind} has no reader"
-    return kind, {"metavar": kind.__name__.upper()}
-
-
-def _pair(word: str) -> tuple[float, ...]:
-    numbers = tuple(float(part) for part in word.split(","))
-    if len(numbers) != 2:
-        raise argparse.ArgumentTypeError(f'"{word}" is not two numbers with a comma between')
-    return numbers
 
 
 def _add_probe(commands: Any, name: str) -> None:
@@ -170,20 +152,41 @@ def _add_probe(commands: Any, name: str) -> None:
         help="run folder, encoder/ folder, checkpoint, random:vit_tiny, random:RUN, pixels or pixels:RUN",
     )
     parser.add_argument("--data", required=True, help="labelled manifest, list or class-per-folder")
-    parser.add_argument("--kind", choices=("linear", "knn", "attentive"), default="linear")
+    parser.add_argument(
+        "--kind",
+        choices=("linear", "knn", "attentive", "ridge", "finetune"),
+        help="ridge: for labels that are numbers; finetune: not frozen, the upper bound (default: linear; with a "
+        "preset attentive)",
+    )
+    parser.add_argument(
+        "--preset",
+        help="a paper's clips, views, layers and heads: vjepa-k400, vjepa2-ssv2, salt-diving48, ... or cheap; for "
+        "finetune vjepa-k400-l, ... or cheap",
+    )
+    parser.add_argument(
+        "--protocol",
+        help="frames x segments x spatial crops, such as 16x2x3 (default: the encoder's frames, 1x1)",
+    )
+    parser.add_argument(
+        "--best-on-test",
+        action="store_true",
+        help="choose the attentive head by its TEST score, as V-JEPA 2's published numbers do; the result says so",
+    )
+    parser.add_argument("--label", metavar="COLUMN", help="another column of the list to take labels from")
     parser.add_argument("--which", help='of a run with two encoders: "teacher" or "student"')
     parser.add_argument(
-        "--pool", choices=("mean", "time", "flat"), help="for linear and knn (default: mean; pixels: flat)"
+        "--pool", choices=("mean", "time", "flat"), help="of all but attentive (default: mean; pixels: flat)"
     )
     parser.add_argument("--layers", type=_numbers, help="layers to join, such as 6,12 (default: the last)")
-    parser.add_argument(
-        "--segments", type=int, default=1, help="clips along a video's time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--crops", type=int, default=1, help="crops along a frame's long side (default: %(default)s)"
-    )
+    parser.add_argument("--segments", type=int, help="clips along a video's time (default: 1)")
+    parser.add_argument("--crops", type=int, help="crops along a frame's long side (default: 1)")
     parser.add_argument(
         "--folds", type=int, default=0, help="group-disjoint folds instead of the split column"
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="LIST",
+        help="learn from few labels: per class, or a share of each class's clips, such as 1,5,10%%,100%%",
     )
     parser.add_argument("--per-class", type=int, help="learn from that many labels per class only")
     parser.add_argument(
@@ -202,21 +205,24 @@ def _add_probe(commands: Any, name: str) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="decoding threads (default: one per core)")
     parser.add_argument("--cache", help="folder for features (default: $TUBELET_CACHE or the user's cache)")
+    parser.add_argument("--frame-cache", help="folder for decoded frames, which other encoders can then use")
     parser.add_argument("--seed", type=int, default=0, help="of folds, label draws and probes")
-    parser.add_argument("--out", help="folder for results.json (default: eval/ in the run's folder, or here)")
+    parser.add_argument("--out", help="folder for the result (default: eval/ in the run's folder, or here)")
 
 
 def _probe(chosen: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from tubelet.evaluate.features import Views
     from tubelet.evaluate.probe import probe
     from tubelet.export.weights import load_encoder
+    from tubelet.report.probe import probe_report
     from tubelet.train.parallel import resolve_device
 
     if chosen.fps is not None and chosen.frame_step is not None:
         raise UserError("fps and frame_step were both given; sample by one of them")
+    chosen.kind = chosen.kind or ("attentive" if chosen.preset else "linear")
     encoder = load_encoder(chosen.encoder, which=chosen.which)
+    views = _views(chosen)
     asked = {name: getattr(chosen, name) for name in ("frames", "fps", "frame_step", "crop_size")}
     asked = {name: value for name, value in asked.items() if value is not None}
     for name, value in asked.items():
@@ -230,30 +236,62 @@ def _probe(chosen: argparse.Namespace) -> int:
         encoder,
         chosen.data,
         chosen.kind,
+        preset=chosen.preset,
+        best_on_test=chosen.best_on_test,
         pool=chosen.pool,
         layers=chosen.layers,
-        views=Views(chosen.segments, chosen.crops),
+        views=views,
+        label=chosen.label,
         folds=chosen.folds,
+        labels=chosen.labels,
         per_class=chosen.per_class,
         draws=chosen.draws,
         unlabelled=chosen.unlabelled,
         seed=chosen.seed,
         out=folder,
         cache=chosen.cache,
+        frame_cache=Path(chosen.frame_cache) if chosen.frame_cache else None,
         workers=chosen.workers,
         device=resolve_device(chosen.device),
     )
+    page = probe_report(folder)
     print(result.sentence())
-    for note in result.notes:
-        print(f"  {note}")
-    print(f"  {folder / 'results.json'}")
+    for line in (*result.few_sentences(), *result.notes):
+        print(f"  {line}")
+    print(f"  {folder / 'results.json'}\n  {page}")
     return 0
+
+
+def _views(chosen: argparse.Namespace) -> Any:
+    """Segments and crops, from the protocol if there is one, whose frames become ``chosen.frames``; or None."""
+    from tubelet.evaluate.features import Views
+    from tubelet.evaluate.presets import read_protocol
+
+    if chosen.protocol is not None:
+        if clash := [
+            name for name in ("frames", "segments", "crops", "preset") if getattr(chosen, name) is not None
+        ]:
+            raise UserError(f"protocol={chosen.protocol} says what {clash[0]} says too; give one of them")
+        protocol = read_protocol(chosen.protocol)
+        chosen.frames = protocol.frames
+        return protocol.views
+    if chosen.segments is None and chosen.crops is None:
+        return None
+    return Views(*(1 if given is None else given for given in (chosen.segments, chosen.crops)))
 
 
 def _probe_folder(chosen: argparse.Namespace) -> Path:
     """eval/DATA-KIND below the run, or below eval/ENCODER here for what has no folder."""
     data = Path(chosen.data)
     task = f"{data.parent.name if data.stem in ('labels', 'manifest') else data.stem}-{chosen.kind}"
+    if chosen.preset is not None:
+        task += f"-{chosen.preset}"
+    if chosen.best_on_test:
+        task += "-best-on-test"
+    if chosen.label is not None:
+        task += f"-{chosen.label.replace('/', '_')}"
+    if chosen.labels is not None:
+        task += "-few-labels" if "," in chosen.labels else f"-{chosen.labels.replace('%', 'pct')}"
     if chosen.per_class is not None:
         task += f"-{chosen.per_class}"
     run = Path(chosen.encoder)
@@ -323,6 +361,139 @@ def _convergence(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _add_compare(commands: Any, name: str) -> None:
+    commands.add_parser(
+        name, help="methods at equal compute: tubelet compare --data DATA --budget FLOPS --out OUT"
+    )
+
+
+def _compare(words: Sequence[str]) -> int:
+    """Its knobs are those that all recipes share."""
+    from tubelet.compare.compare import METHODS, PROBES, compare
+
+    parser = Parser(prog="tubelet compare", description=inspect.getdoc(compare))
+    parser.add_argument(
+        "--methods", type=_words, default=METHODS, help=f"recipes (default: {','.join(METHODS)})"
+    )
+    parser.add_argument(
+        "--budget",
+        "--budgets",
+        type=_budgets,
+        required=True,
+        dest="budgets",
+        metavar="FLOPS,...",
+        help="FLOPs of each run, such as 2e15; several draw the frontier",
+    )
+    parser.add_argument("--sizes", type=_words, default=(), help="of the encoder, such as vit_tiny,192x6x3")
+    parser.add_argument(
+        "--probes", type=_words, default=PROBES, help=f"evaluations (default: {','.join(PROBES)})"
+    )
+    _add_comparison(parser)
+    given = vars(parser.parse_args(words))
+    knobs, manner = _knobs_given(given), _manner(given)
+    compare(**given, manner=manner, knobs=knobs)
+    return 0
+
+
+def _add_study(commands: Any, name: str) -> None:
+    commands.add_parser(
+        name, help="a paper's experiment: tubelet study NAME --data DATA --budget FLOPS --out OUT"
+    )
+
+
+def _study(words: Sequence[str]) -> int:
+    """As `compare`, with arms and evaluations that the study knows."""
+    from tubelet.compare.studies import STUDIES, find_study
+    from tubelet.compare.study import study
+
+    if not words or words[0] in ("-h", "--help"):
+        print(
+            "usage: tubelet study NAME --data DATA --budget FLOPS --out OUT [--help lists more]\n\nstudies:"
+        )
+        for name, known in STUDIES.items():
+            print(f"  {name:20} {known.question}")
+        return 0 if words else USER_ERROR
+    name, *words = words
+    about = f"{find_study(name).title}. {find_study(name).question}\n\n{inspect.getdoc(study)}"
+    parser = Parser(prog=f"tubelet study {name}", description=about)
+    parser.add_argument("--budget", type=float, required=True, metavar="FLOPS", help="such as 2e15")
+    parser.add_argument("--model", help="vit_tiny, vit_small, ... or WIDTHxDEPTHxHEADS")
+    parser.add_argument("--sizes", type=_words, default=(), help="of further teachers (salt-teacher)")
+    parser.add_argument(
+        "--sources", type=_words, default=(), help="videos of further teachers (salt-teacher)"
+    )
+    _add_comparison(parser)
+    given = vars(parser.parse_args(words))
+    knobs, manner = _knobs_given(given), _manner(given)
+    study(name, **given, manner=manner, knobs=knobs)
+    return 0
+
+
+def _add_comparison(parser: Any) -> None:
+    """What `compare` and `study` both take: where, on what, how often, how, and the knobs of all runs."""
+    from tubelet.compare.plan import SET_HERE
+    from tubelet.recipes.knobs import about_knobs
+
+    parser.add_argument("--data", required=True, help="videos to pretrain on, and to evaluate on if labelled")
+    parser.add_argument("--out", required=True, help="folder of the comparison")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each (default: %(default)s)")
+    parser.add_argument(
+        "--tasks", type=_words, default=(), help="labelled lists to evaluate on (default: DATA)"
+    )
+    parser.add_argument(
+        "--folds", type=int, default=0, help="group-disjoint folds instead of the split column"
+    )
+    parser.add_argument(
+        "--unlabelled", choices=("error", "exclude"), default="error", help="what clips without label are"
+    )
+    parser.add_argument("--headline", default="macro_recall", help="metric to rank by (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="METHOD.KNOB=VALUE",
+        help="a knob of one method, such as salt.teacher_share=0.25; may be repeated",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of each run (default: torch's)")
+    parser.add_argument(
+        "--reuse", metavar="OUT", help="take over runs of another comparison that are the same"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would run and its cost, and stop")
+    group = parser.add_argument_group("knobs of all runs, as in tubelet pretrain")
+    for name, (kind, default, about) in about_knobs().items():
+        if name not in SET_HERE:
+            _add_knob(group, name, kind, default, about)
+
+
+def _knobs_given(given: dict[str, Any]) -> dict[str, Any]:
+    """The shared knobs that were given, taken out of ``given``."""
+    from tubelet.compare.plan import SET_HERE
+    from tubelet.recipes.knobs import about_knobs
+
+    found = {name: given.pop(name) for name in about_knobs() if name not in SET_HERE}
+    return {name: value for name, value in found.items() if value is not _ABSENT}
+
+
+def _manner(given: dict[str, Any]) -> Any:
+    """How runs are done, taken out of ``given``."""
+    from tubelet.compare.execute import Manner
+
+    return Manner(**{name: given.pop(name) for name in ("jobs", "threads", "dry_run", "reuse")})
+
+
+def _words(text: str) -> tuple[str, ...]:
+    found = tuple(word.strip() for word in text.split(",") if word.strip())
+    if len(set(found)) < len(found) or not found:
+        raise argparse.ArgumentTypeError(f'"{text}" names something twice, or nothing')
+    return found
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    return tuple(sorted(float(word) for word in _words(text)))
+
+
 def _add_demo(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="from rendered videos to an evaluated encoder in five minutes")
     parser.add_argument("--out", default="demo", help="folder to write (default: %(default)s)")
@@ -342,8 +513,16 @@ COMMANDS: dict[str, tuple[Callable[[Any, str], None], Callable[[argparse.Namespa
     "scan": (_add_scan, _scan),
     "pretrain": (_add_pretrain, None),
     "probe": (_add_probe, _probe),
+    "compare": (_add_compare, None),
+    "study": (_add_study, None),
     "convergence": (_add_convergence, _convergence),
     "demo": (_add_demo, _demo),
+}
+# Their options are the recipes', which are loaded only for them.
+OF_RECIPES: dict[str, Callable[[Sequence[str]], int]] = {
+    "pretrain": _pretrain,
+    "compare": _compare,
+    "study": _study,
 }
 
 

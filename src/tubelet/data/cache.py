@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ from .stamp import stamp
 
 VERSION = 1  # part of every key; raise it when the same file decodes to other pixels
 SAMPLE = 64  # files looked at to estimate the size of a data set that was never scanned
+# Threads that need the same file take turns, for a draft is named by its process alone. A few locks for all files.
+_TURNS = [threading.Lock() for _ in range(64)]
+# NumPy parses a header as Python, and two threads of CPython 3.11 that do so at once fail now and then ("AST
+# constructor recursion depth mismatch").
+_HEADERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,16 @@ def frames_of(video: Video, short_side: int | None, folder: Path) -> Cached:
 
     The key holds path, size and time of change of the file, and ``short_side`` (to which larger pictures are
     shrunk). Two processes that need the same file at once both decode it, and either result stays.
-    Raises DecodeError, and UserError if the disk is full.
+    Threads of one process decode it once. Raises DecodeError, and UserError if the disk is full.
     """
     file = _file(video, short_side, folder)
     if not file.exists():
-        _store(video, short_side, file)
-    about = np.load(file.with_suffix(".times.npy"))
-    return Cached(np.load(file, mmap_mode="r"), about["time"], about["exact"])
+        with _TURNS[hash(file) % len(_TURNS)]:
+            if not file.exists():
+                _store(video, short_side, file)
+    with _HEADERS:
+        about = np.load(file.with_suffix(".times.npy"))
+        return Cached(np.load(file, mmap_mode="r"), about["time"], about["exact"])
 
 
 def check_room(videos: Sequence[Video], short_side: int | None, folder: Path) -> None:

@@ -104,18 +104,23 @@ def read_manifest(data: str | Path | Manifest) -> Manifest:
     """The videos that ``data`` names; no file is decoded.
 
     data: a folder (searched recursively), a list (headed CSV, TSV, Parquet or JSON lines with a `path` column,
-    or a headerless `path label` or `path 0 -1` file), a scan's manifest, one video, or a folder of numbered
-    images. Relative paths in a list start at the list's folder. Labels of a folder: see `folders.read_folder`.
+    or a headerless `path label` or `path 0 -1` file), a scan's manifest, one video, a folder of numbered
+    images, or a published data set with its official files, as `ssv2:FOLDER` (see `annotations.official`; a file
+    of that very name goes first). Relative paths in a list start at the list's folder. Labels of a folder: see
+    `folders.read_folder`.
     Rows whose file does not exist come back as `unreadable`. Raises UserError, with the cure, when there is
     nothing to read or a list makes no sense.
     """
     from . import folders, lists  # they build what is defined here
+    from .annotations import official
 
     if isinstance(data, Manifest):
         return data
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))  # Path.expanduser raises for a user that does not exist
     if not str(data):
         raise UserError("no data given; name a folder of videos, a list of them, or a scan's manifest")
+    if not path.exists() and official.is_official(str(data)):
+        return official.read_official(str(data))
     if not path.exists():
         raise UserError(
             f"{path} does not exist; data must be a folder of videos, a list of them, or one video"

@@ -1,9 +1,11 @@
 """Features of a frozen encoder, computed once and kept in memory-mapped tables.
 
-A table's folder is named by a hash of everything its numbers depend on: the encoder's weights, the layers, the
-videos (path, size, time of change, start, end), the clip geometry, the views, the pooling. A changed encoder or
-video has another name, so nothing stale is ever read. Rows are written as they come and the folder is renamed
-when all are there; an interrupted extraction goes on where it stopped. Memory holds one batch, never the table.
+A table's folder is named by a hash of everything its numbers depend on: the encoder's weights, the videos (path,
+size, time of change, start, end), the clip geometry, the views, the pooling. A changed encoder or video has another
+name, so nothing stale is ever read; labels, splits and groups are no part of it, so every task shares the tables.
+Below it lies one folder for each set of layers that was extracted together, and a layer that any of them holds is
+not computed again. Rows are written as they come and the folder is renamed when all are there; an interrupted
+extraction goes on where it stopped. Memory holds one batch, never the table.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -28,6 +30,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from tubelet.data import cache as frames
 from tubelet.data import clips
 from tubelet.data.augment import CenterCrop
 from tubelet.data.container import DecodeError
@@ -75,7 +78,7 @@ class Features:
     rows: int64 [n], the videos that could be read. tables: layer -> [videos, crops, segments, t, D] float32,
     means over space (for pool "mean" and "time"), or [videos, crops, segments, N, D] float16, all tokens (for
     "flat" and "none"); memory-mapped. excluded: manifest row -> reason, for videos that could not be read
-    (their table rows are zero).
+    (their table rows are zero). folder: where the tables of this encoder and these videos lie.
     """
 
     rows: np.ndarray
@@ -126,6 +129,7 @@ def extract(
     views: Views | None = None,
     normed: bool = True,
     cache: Path | str | None = None,
+    frame_cache: Path | None = None,
     batch_size: int = 16,
     workers: int | None = None,
     device: torch.device | str = "cpu",
@@ -136,8 +140,9 @@ def extract(
     pool: "mean" of all tokens; "time": mean over space, time steps joined, which keeps the order of events;
     "flat": all tokens joined, which keeps places too; "none": all tokens, apart. "mean" and "time" share a
     table in float32, "flat" and "none" one in float16. normed: pass earlier layers through the final norm too,
-    as the papers' probes do (the last layer always is). batch_size: clips through the encoder at once. workers:
-    decoding threads (default: all cores).
+    as the papers' probes do (the last layer always is). frame_cache: folder of decoded frames (`data.cache`), so that
+    many encoders of one crop size decode each video once; the features equal those without it. batch_size: clips
+    through the encoder at once. workers: decoding threads (default: all cores).
     Raises UserError if no video can be read, if features are not finite (naming the clip), if a layer does not
     exist, if the encoder does not fit RGB clips of its geometry, or if the disk cannot hold the table.
     """
@@ -145,30 +150,52 @@ def extract(
     model = encoder.model
     wanted = [model.depth] if layers is None else sorted(set(layers))
     _check(encoder, wanted, pool, len(videos))
-    recipe = _recipe(encoder, videos, wanted, pool, views, normed)
+    recipe = _recipe(encoder, videos, pool, views, normed)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
-    final = cache_folder(cache) / "features" / key
-    if not final.exists():
+    home = cache_folder(cache) / "features" / key
+    missing = [k for k in wanted if _holder(home, k) is None]
+    if missing:
+        final = home / "-".join(["layers", *(f"{k:02d}" for k in missing)])
         with _lock(final.with_suffix(".lock")):
-            if not final.exists():
-                job = _Job(encoder, list(videos), wanted, pool, views, normed, batch_size, workers, device)
-                job.run(final.with_suffix(".part"), recipe, progress)
-                os.replace(final.with_suffix(".part"), final)
-                sync(final.parent)
-    return _open(final, wanted, pool)
+            if not final.exists():  # while this process waited, another may have made it
+                if frame_cache is not None:
+                    readable = [v for v, about in zip(videos, recipe["videos"], strict=True) if about[1]]
+                    frames.check_room(readable, _crop(encoder.geometry, views).short_side, frame_cache)
+                part = final.with_suffix(".part")
+                job = _Job(
+                    encoder,
+                    list(videos),
+                    missing,
+                    pool,
+                    views,
+                    normed,
+                    frame_cache,
+                    batch_size,
+                    workers,
+                    device,
+                )
+                job.run(part, {"layers": missing, **recipe}, progress)
+                os.replace(part, final)
+                sync(home)
+    return _open(home, wanted, pool)
 
 
-def read_views(video: Video, geometry: Geometry, views: Views) -> Tensor:
+def read_views(video: Video, geometry: Geometry, views: Views, frame_cache: Path | None = None) -> Tensor:
     """Clips of one video, float32 [crops * segments, 3, T, H, W], crops outermost, normalised.
 
-    Raises DecodeError if the video cannot be read.
+    frame_cache: where decoded frames are kept; the clips are the same without it. Raises DecodeError if the video
+    cannot be read.
     """
-    crop = CenterCrop(geometry.crop_size, views.crops, mean=geometry.mean, std=geometry.std)
+    crop = _crop(geometry, views)
     step = None if geometry.fps else geometry.frame_step
-    reader = ClipReader(geometry.frames, geometry.fps, step, crop.short_side)
+    reader = ClipReader(geometry.frames, geometry.fps, step, crop.short_side, frame_cache)
     pictures = reader.read(video, clips.places(views.segments))  # segments of [T, H, W, 3]
     cut = crop([torch.from_numpy(clip) for clip in pictures])  # [segments, crops, 3, T, H, W]
     return cut.transpose(0, 1).flatten(0, 1)
+
+
+def _crop(geometry: Geometry, views: Views) -> CenterCrop:
+    return CenterCrop(geometry.crop_size, views.crops, mean=geometry.mean, std=geometry.std)
 
 
 def _dense(pool: Pool) -> bool:
@@ -199,14 +226,13 @@ def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> No
 
 
 def _recipe(
-    encoder: Encoder, videos: Sequence[Video], layers: Sequence[int], pool: Pool, views: Views, normed: bool
+    encoder: Encoder, videos: Sequence[Video], pool: Pool, views: Views, normed: bool
 ) -> dict[str, Any]:
-    """Everything the numbers depend on, as JSON; also a record for whoever finds the folder."""
+    """Everything that a layer's numbers depend on, as JSON; also a record for whoever finds the folder."""
     geometry = encoder.geometry
     return {
         "version": VERSION,
         "encoder": encoder.digest,
-        "layers": list(layers),
         "normed": normed,
         "tokens": "all" if _dense(pool) else "means over space",
         "views": asdict(views),
@@ -241,17 +267,39 @@ def _lock(path: Path) -> Iterator[None]:
     except ImportError:  # Windows: two extractions of one table at once are then the user's to avoid
         yield
         return
-    with path.open("w") as handle:
+    while True:
+        handle = path.open("w")
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    path.unlink(missing_ok=True)
+        # Who held the lock before has removed the file: a lock on what has no name any more keeps nobody out.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(handle.fileno()).st_ino:
+                break
+        handle.close()
+    with handle:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _open(folder: Path, layers: Sequence[int], pool: Pool) -> Features:
-    state = np.fromfile(folder / "done", dtype=np.uint8)
-    reasons = {int(row): why for row, why in json.loads((folder / "unreadable.json").read_text()).items()}
-    tables = {k: np.load(folder / f"layer{k:02d}.npy", mmap_mode="r") for k in layers}
-    return Features(np.flatnonzero(state == DONE), tables, reasons, folder, pool)
+def _holder(home: Path, layer: int) -> Path | None:
+    """The finished folder below ``home`` that has the table of ``layer``."""
+    found = sorted(home.glob(f"layers-*/layer{layer:02d}.npy"))
+    return next((file.parent for file in found if not file.parent.suffix), None)
+
+
+def _open(home: Path, layers: Sequence[int], pool: Pool) -> Features:
+    done: list[np.ndarray] = []
+    tables: dict[int, np.ndarray] = {}
+    reasons: dict[int, str] = {}
+    for k in layers:
+        folder = _holder(home, k)
+        assert folder is not None, f"layer {k} is not in {home}"
+        tables[k] = np.load(folder / f"layer{k:02d}.npy", mmap_mode="r")
+        done.append(np.fromfile(folder / "done", dtype=np.uint8) == DONE)
+        told = json.loads((folder / "unreadable.json").read_text())
+        reasons |= {int(row): why for row, why in told.items()}
+    return Features(np.flatnonzero(np.logical_and.reduce(done)), tables, reasons, home, pool)
 
 
 @dataclass
@@ -264,6 +312,7 @@ class _Job:
     pool: Pool
     views: Views
     normed: bool
+    frame_cache: Path | None
     batch_size: int
     workers: int | None
     device: torch.device | str
@@ -387,7 +436,8 @@ class _Job:
             try:
                 while True:
                     while len(waiting) < group + workers and (row := next(ahead, None)) is not None:
-                        read = pool.submit(read_views, self.videos[row], self.encoder.geometry, self.views)
+                        video, geometry = self.videos[row], self.encoder.geometry
+                        read = pool.submit(read_views, video, geometry, self.views, self.frame_cache)
                         waiting.append((row, read))
                     if not waiting:
                         break

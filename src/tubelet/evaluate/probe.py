@@ -2,97 +2,70 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.data.manifest import Manifest, read_manifest
-from tubelet.errors import UserError
-from tubelet.evaluate.attentive import AttentiveSettings
-from tubelet.evaluate.features import Pool, Views, extract
-from tubelet.evaluate.metrics import Estimate
-from tubelet.evaluate.score import KINDS, Kind, Scored, score
-from tubelet.evaluate.tasks import Task, read_task
+from tubelet.data.manifest import Manifest, Video, read_manifest
+from tubelet.errors import UserError, nearest
+from tubelet.evaluate.amount import Amount, read_amounts
+from tubelet.evaluate.attentive import AttentiveSettings, Tokens
+from tubelet.evaluate.features import Features, Pool, Views, extract
+from tubelet.evaluate.finetune import FinetuneResult, FinetuneSettings, find_finetune, finetune_scores
+from tubelet.evaluate.presets import find_preset
+from tubelet.evaluate.result import FewLabels, ProbeResult, count_draws
+from tubelet.evaluate.score import KINDS, Kind, Scored, Tuned, score
+from tubelet.evaluate.tasks import Task, folds, read_task, take_label
+from tubelet.evaluate.values import RealTask, read_values, value_folds
 from tubelet.export.weights import Encoder
-from tubelet.files import replace_file, write_json
 from tubelet.nn.pixels import Pixels
+
+DENSE: tuple[Kind, ...] = ("attentive",)  # these read all tokens, the others one vector per video
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """A probe's scores and all that is needed to quote them.
+class Judging:
+    """How features are judged, whatever they are of.
 
-    scored: metrics, predictions, chosen knobs, notes. paths: of the task's clips. excluded: unreadable videos and
-    why. about: encoder, data, protocol and knobs, as they go into results.json.
+    label: the manifest's column to take labels from. folds: 0 follows the split column, 2 or more cuts
+    group-disjoint folds. labels: amounts of labels to learn from, all of them if empty. draws: how often few
+    labels are drawn. unlabelled: "error", or "exclude". settings: of the attentive probe. tuning: of fine-tuning. seed:
+    of everything random. notes: what a reader must know besides.
+    Raises UserError for numbers that make no sense.
     """
 
-    about: dict[str, Any]
-    task: Task
-    scored: Scored
-    paths: list[str]
-    excluded: dict[str, str]
+    label: str | None = None
+    folds: int = 0
+    labels: tuple[Amount, ...] = ()
+    draws: int = 5
+    unlabelled: str = "error"
+    settings: AttentiveSettings | None = None
+    tuning: FinetuneSettings | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
 
-    @property
-    def metrics(self) -> dict[str, Estimate]:
-        """ "top1" and "macro_recall"; for knn one of each per k, "top1@k5"."""
-        return self.scored.metrics
+    def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise UserError(
+                f"folds={self.folds}: 0 follows the split column, 2 or more cut the clips into as many folds"
+            )
+        if self.draws < 1:
+            raise UserError(f"draws={self.draws}: must be at least 1")
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers must know."""
-        return self.scored.notes
+    def videos(self, manifest: Manifest) -> Sequence[Video]:
+        """The manifest's videos, with the label that is asked for."""
+        source = str(manifest.source)
+        return manifest.videos if self.label is None else take_label(manifest.videos, self.label, source)
 
-    @property
-    def guessing(self) -> dict[str, float]:
-        """What a blind guess reaches: macro recall of any, top1 of always the commonest test class."""
-        tested = np.bincount(next(iter(self.scored.predictions.values())).label)
-        return {"macro_recall": 1 / int((tested > 0).sum()), "top1": float(tested.max() / tested.sum())}
-
-    def sentence(self) -> str:
-        """The result in a line: macro recall with its interval, and what guessing reaches."""
-        shown = ", ".join(f"{name} {value}" for name, value in self.metrics.items() if "macro_recall" in name)
-        return (
-            f"{self.about['encoder']['name']}, {self.about['kind']} probe on {self.about['data']}: {shown} "
-            f"(guessing {self.guessing['macro_recall']:.3f}; {self.scored.train} training and {self.scored.test} "
-            "test clips)"
-        )
-
-    def save(self, folder: Path) -> None:
-        """Writes predictions.csv and results.json into ``folder``, each whole or not at all."""
-        with replace_file(Path(folder) / "predictions.csv") as draft, draft.open("w", newline="") as handle:
-            self._write_predictions(handle)
-        record = {
-            **self.about,
-            "metrics": {name: asdict(value) for name, value in self.metrics.items()},
-            "guessing": self.guessing,
-            "train_clips": self.scored.train,
-            "test_clips": self.scored.test,
-            "classes": list(self.task.classes),
-            "chosen": self.scored.chosen,
-            "excluded": self.excluded,
-            "notes": list(self.notes),
-        }
-        write_json(Path(folder) / "results.json", record)
-
-    def _write_predictions(self, handle: TextIO) -> None:
-        classes, group = self.task.classes, self.task.group
-        writer = csv.writer(handle)
-        writer.writerow(
-            ["path", "group", "probe", "draw", "label", "predicted", *(f"p_{c}" for c in classes)]
-        )
-        for suffix, made in self.scored.predictions.items():
-            for clip, draw, label, best, scores in zip(
-                made.clip, made.draw, made.label, made.predicted, made.scores, strict=True
-            ):
-                where = [self.paths[clip], "" if group is None else group[clip], self.about["kind"] + suffix]
-                said = [draw, classes[label], classes[best], *(f"{p:.4f}" for p in scores)]
-                writer.writerow(where + said)
+    def task(self, manifest: Manifest, kind: Kind, excluded: Sequence[int] = ()) -> Task | RealTask:
+        """The task that ``kind`` is asked; raises UserError for labels, splits or groups that make none."""
+        read = read_values if kind == "ridge" else read_task
+        return read(self.videos(manifest), str(manifest.source), self.unlabelled, excluded)
 
 
 def probe(
@@ -100,17 +73,23 @@ def probe(
     data: Manifest | Path | str,
     kind: Kind = "linear",
     *,
+    preset: str | None = None,
     pool: Pool | None = None,
     layers: Sequence[int] | None = None,
     views: Views | None = None,
+    label: str | None = None,
     folds: int = 0,
+    labels: str | None = None,
     per_class: int | None = None,
     draws: int = 5,
     unlabelled: str = "error",
     settings: AttentiveSettings | None = None,
+    tuning: FinetuneSettings | None = None,
+    best_on_test: bool = False,
     seed: int = 0,
     out: Path | None = None,
     cache: Path | str | None = None,
+    frame_cache: Path | None = None,
     batch_size: int = 16,
     workers: int | None = None,
     device: torch.device | str = "cpu",
@@ -118,78 +97,289 @@ def probe(
 ) -> ProbeResult:
     """Trains a probe on the frozen features of ``encoder`` and tests it.
 
-    encoder: from `tubelet.export.weights.load_encoder`. data: a manifest, or what `read_manifest` reads; its
-    labels, splits and groups make the task (`tasks.read_task`). kind: "linear" (logistic regression, penalty
-    chosen inside the training clips), "knn" (cosine, k 5 and 20) or "attentive" (`AttentiveSettings`). pool:
-    "mean", "time" or "flat" for linear and knn, see `extract` (default: mean, for raw pixels flat: their mean
-    is a colour); attentive reads all tokens. layers: joined (default:
-    the last). folds: 0 follows the split column, 2 or more cuts group-disjoint folds instead. per_class, draws:
-    few labels, see `score`. out: folder for results.json and predictions.csv.
+    encoder: from `tubelet.export.weights.load_encoder`; its geometry says how many frames a clip has. data: a
+    manifest, or what `read_manifest` reads; its labels, splits and groups make the task (`tasks.read_task`,
+    `values.read_values`). kind: "linear" (logistic regression, penalty chosen inside the training clips), "knn"
+    (cosine, k 5 and 20), "attentive" (`AttentiveSettings`), "ridge" (labels that are numbers, penalty chosen as
+    for linear) or "finetune" (not frozen: a copy of the encoder is trained too, `FinetuneSettings`). preset: of
+    `presets.PRESETS` for attentive, of `finetune.FINETUNE` for finetune; it decides clips, views, layers and settings.
+    best_on_test: choose the attentive head by its test score, as V-JEPA 2's published numbers do; the result says so.
+    pool: "mean", "time" or "flat", see `extract` (default: mean, for raw pixels flat: their mean is
+    a colour); attentive reads all tokens. layers: joined (default: the last). views: segments and crops of each
+    video. label: another column of the manifest to take labels from. folds: 0 follows the split column, 2 or
+    more cuts group-disjoint folds instead. labels: amounts such as "1,5,10%,100%", each with a result of its own
+    (`amount.read_amounts`); the largest is the headline. per_class: the same, of one number. draws: how often few
+    labels are drawn. out: folder for the files of `ProbeResult.save`. frame_cache: see `extract`.
     Raises UserError for whatever is wrong with data or knobs.
     """
-    if kind not in KINDS:
-        raise UserError(f'kind="{kind}" is unknown; use "linear", "knn" or "attentive"')
-    if folds < 0 or folds == 1:
-        raise UserError(
-            f"folds={folds}: 0 follows the split column, 2 or more cut the clips into as many folds"
-        )
-    if workers is not None and workers < 0:
-        raise UserError(f"workers={workers}: must be 0 (one per core) or more")
-    dense = kind == "attentive"
-    if pool is not None and dense != (pool == "none"):
+    if kind in DENSE and pool is not None:
         raise UserError(f'pool="{pool}" does not go with kind="{kind}"; leave it out')
-    if pool is None:
-        pool = "none" if dense else "flat" if isinstance(encoder.model, Pixels) else "mean"
-    manifest = read_manifest(data)
-    source = str(manifest.source)
-    videos = manifest.videos
-    read_task(videos, source, unlabelled)  # mistakes in the labels come before hours of extraction
-    features = extract(
+    notes: tuple[str, ...] = ()
+    if preset is not None:
+        if any(given is not None for given in (layers, views, settings, tuning)):
+            raise UserError(f"preset={preset} decides layers, views and settings; leave those out")
+        encoder, layers, views, settings, tuning, notes = _preset(encoder, kind, preset)
+    if best_on_test:
+        if kind != "attentive":
+            raise UserError(
+                f'best_on_test is about attentive heads, and kind="{kind}" has none; leave it out'
+            )
+        settings = replace(settings or AttentiveSettings(), best_on="test")
+    result = probe_all(
         encoder,
-        videos,
-        layers=layers,
+        data,
+        (kind,),
         pool=pool,
+        layers=layers,
         views=views,
+        label=label,
+        folds=folds,
+        labels=labels,
+        per_class=per_class,
+        draws=draws,
+        unlabelled=unlabelled,
+        settings=settings,
+        tuning=tuning,
+        notes=notes,
+        seed=seed,
         cache=cache,
+        frame_cache=frame_cache,
         batch_size=batch_size,
         workers=workers,
         device=device,
         progress=progress,
+    )[kind]
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def probe_all(
+    encoder: Encoder,
+    data: Manifest | Path | str,
+    kinds: Sequence[Kind],
+    *,
+    pool: Pool | None = None,
+    layers: Sequence[int] | None = None,
+    views: Views | None = None,
+    label: str | None = None,
+    folds: int = 0,
+    labels: str | None = None,
+    per_class: int | None = None,
+    draws: int = 5,
+    unlabelled: str = "error",
+    settings: AttentiveSettings | None = None,
+    tuning: FinetuneSettings | None = None,
+    notes: tuple[str, ...] = (),
+    seed: int = 0,
+    out: Path | None = None,
+    cache: Path | str | None = None,
+    frame_cache: Path | None = None,
+    batch_size: int = 16,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[Kind, ProbeResult]:
+    """Several probes of one encoder; those that read the same features share one extraction.
+
+    Arguments as `probe` takes them; ``pool`` is for the probes that read one vector per video. With a
+    ``frame_cache`` every video is decoded once. out: a folder in which each kind gets a folder of its own name.
+    Each result equals that of `probe` alone. Raises UserError as `probe` does, before anything is decoded.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+            raise UserError(f'kind="{kind}" is unknown{nearest(kind, KINDS)} (known: {known})')
+    if pool == "none":
+        raise UserError('pool="none" does not go with probes of one vector per video; leave it out')
+    if workers is not None and workers < 0:
+        raise UserError(f"workers={workers}: must be 0 (one per core) or more")
+    judging = Judging(
+        label, folds, _amounts(labels, per_class), draws, unlabelled, settings, tuning, seed, notes
     )
-    task = read_task(videos, source, unlabelled, list(features.excluded))
+    manifest = read_manifest(data)
+    for kind in kinds:  # mistakes in the labels come before hours of extraction
+        check_folds(judging.task(manifest, kind), folds, seed)
+    plain: Pool = pool or ("flat" if isinstance(encoder.model, Pixels) else "mean")
+    found: dict[Kind, ProbeResult] = {}
+    shared: dict[Pool, Features] = {}
+    for kind in kinds:
+        own: Pool = "none" if kind in DENSE else plain
+        if own not in shared:
+            shared[own] = extract(
+                encoder,
+                manifest.videos,
+                layers=layers,
+                pool=own,
+                views=views,
+                cache=cache,
+                frame_cache=frame_cache,
+                batch_size=batch_size,
+                workers=workers,
+                device=device,
+                progress=progress,
+            )
+        found[kind] = judge(
+            encoder, manifest, shared[own], kind, judging, views, device, progress, frame_cache, workers
+        )
+        if out is not None:
+            found[kind].save(Path(out) / kind)
+    return found
+
+
+def judge(
+    encoder: Encoder,
+    manifest: Manifest,
+    features: Features,
+    kind: Kind,
+    judging: Judging,
+    views: Views | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    frame_cache: Path | None = None,
+    workers: int | None = None,
+) -> ProbeResult:
+    """Trains and tests a probe on features that were extracted from ``manifest``'s videos by ``encoder``.
+
+    views: as the features were extracted with; for the record only. frame_cache, workers: for fine-tuning, which
+    reads the videos again.
+    Raises UserError if the labels of the videos that could be read make no task.
+    """
+    task = judging.task(manifest, kind, list(features.excluded))
 
     def tokens(clips: np.ndarray) -> Tensor:
         return features.tokens(task.rows[clips])
 
-    scored = score(
-        tokens if dense else features.pooled()[np.searchsorted(features.rows, task.rows)],
+    def tuned(
+        train: np.ndarray, label: np.ndarray, test: np.ndarray, group: np.ndarray | None
+    ) -> FinetuneResult:
+        assert isinstance(task, Task)
+        return finetune_scores(
+            encoder,
+            judging.videos(manifest),
+            task.rows[train],
+            label,
+            task.rows[test],
+            len(task.classes),
+            group,
+            judging.tuning,
+            judging.seed,
+            device,
+            frame_cache=frame_cache,
+            workers=workers or None,
+            progress=progress,
+        )
+
+    if kind == "finetune":
+        given: np.ndarray | Tokens | Tuned = tuned
+    elif kind in DENSE:
+        given = tokens
+    else:
+        given = features.pooled()[np.searchsorted(features.rows, task.rows)]
+    scored = [
+        score(
+            given,
+            task,
+            kind,
+            split_folds=judging.folds,
+            labels=amount,
+            draws=judging.draws,
+            settings=judging.settings,
+            seed=judging.seed,
+            device=device,
+            progress=progress,
+        )
+        for amount in judging.labels or (None,)
+    ]
+    scored = [replace(one, notes=(*one.notes, *judging.notes)) for one in scored]
+    few = tuple(FewLabels(amount, one) for amount, one in zip(judging.labels, scored, strict=False))
+    most = max(range(len(scored)), key=lambda place: (scored[place].train, place))
+    videos = manifest.videos
+    return ProbeResult(
+        _about(encoder, manifest, features, kind, judging, views or Views(), scored, most),
         task,
-        kind,
-        split_folds=folds,
-        per_class=per_class,
-        draws=draws,
-        settings=settings,
-        seed=seed,
-        device=device,
+        scored[most],
+        [videos[row] for row in task.rows],
+        {str(videos[row].path): why for row, why in features.excluded.items()},
+        few,
     )
-    geometry, seen = encoder.geometry, views or Views()
-    about = {
+
+
+def _about(
+    encoder: Encoder,
+    manifest: Manifest,
+    features: Features,
+    kind: Kind,
+    judging: Judging,
+    views: Views,
+    scored: Sequence[Scored],
+    most: int,
+) -> dict[str, Any]:
+    """What goes into results.json beside the scores. most: place of the headline among ``scored``."""
+    headline = judging.labels[most] if judging.labels else None
+    return {
         "encoder": {"name": encoder.name, "digest": encoder.digest},
-        "data": source,
+        "data": str(manifest.source),
         "kind": kind,
-        "protocol": f"{geometry.frames}x{seen.segments}x{seen.crops}",
-        "pool": pool,
+        "protocol": f"{encoder.geometry.frames}x{views.segments}x{views.crops}",
+        "pool": features.pool,
         "layers": list(features.tables),
-        "folds": folds,
-        "per_class": per_class,
-        "draws": draws if per_class is not None else 1,
-        "seed": seed,
-        "unlabelled": unlabelled,
-        "settings": asdict(settings or AttentiveSettings()) if dense else None,
+        "label": judging.label,
+        "folds": judging.folds,
+        "labels": [str(amount) for amount in judging.labels],
+        "headline_labels": None if headline is None else str(headline),
+        "per_class": None if headline is None else headline.count,
+        "draws": count_draws(scored[most]),
+        "seed": judging.seed,
+        "unlabelled": judging.unlabelled,
+        "settings": _settings(kind, judging),
     }
-    paths = [str(videos[row].path) for row in task.rows]
-    excluded = {str(videos[row].path): why for row, why in features.excluded.items()}
-    result = ProbeResult(about, task, scored, paths, excluded)
-    if out is not None:
-        result.save(out)
-    return result
+
+
+def _settings(kind: Kind, judging: Judging) -> dict[str, Any] | None:
+    """What heads, or the whole encoder, are trained with; None where nothing is."""
+    if kind == "finetune":
+        return asdict(judging.tuning or FinetuneSettings())
+    return asdict(judging.settings or AttentiveSettings()) if kind in DENSE else None
+
+
+class _Chosen(NamedTuple):
+    """What a preset decides."""
+
+    encoder: Encoder
+    layers: Sequence[int] | None
+    views: Views | None
+    settings: AttentiveSettings | None
+    tuning: FinetuneSettings | None
+    notes: tuple[str, ...]
+
+
+def _preset(encoder: Encoder, kind: Kind, name: str) -> _Chosen:
+    if kind == "finetune":
+        tuning = find_finetune(name)
+        return _Chosen(encoder, None, Views(tuning.segments, tuning.crops), None, tuning, ())
+    if kind != "attentive":
+        raise UserError(f'preset="{name}" is for kind="attentive" or "finetune", not "{kind}"')
+    preset = find_preset(name)
+    clips = replace(encoder, geometry=preset.geometry(encoder.geometry))
+    views = preset.protocol(encoder.geometry).views
+    layers = preset.layers_of(encoder.model.depth)
+    return _Chosen(clips, layers, views, preset.settings, None, (f"{preset.source}: {preset.note}",))
+
+
+def _amounts(labels: str | None, per_class: int | None) -> tuple[Amount, ...]:
+    if labels is not None and per_class is not None:
+        raise UserError("labels and per_class were both given; labels can say all that per_class says")
+    if per_class is not None:
+        if per_class < 1:
+            raise UserError(f"per_class={per_class}: must be at least 1")
+        return (Amount(count=per_class),)
+    return () if labels is None else read_amounts(labels)
+
+
+def check_folds(task: Task | RealTask, count: int, seed: int = 0) -> None:
+    """Raises UserError if the task cannot be cut into folds."""
+    if isinstance(task, RealTask):
+        value_folds(task, count, seed)
+    else:
+        folds(task, count, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.nn.block import Block, Mlp, init_weights, rescale_residual
@@ -44,7 +43,8 @@ class AttentivePooler(nn.Module):
     depth 1 is V-JEPA's pooler (arXiv 2404.08471): the learned query, not normed, attends to the normed tokens;
     residual to the query; then norm, MLP (x4, GELU), residual; no final norm, no positions. depth 4 is
     V-JEPA 2's (arXiv 2506.09985): depth - 1 self-attention blocks on the tokens first, their residual branches
-    divided by sqrt(2l). eps: of every LayerNorm here; 1e-5 in both papers' code, unlike the encoders' 1e-6.
+    divided by sqrt(2l); it equals the pooler of transformers' VJEPA2ForVideoClassification, whose eps is 1e-6.
+    eps: of every LayerNorm here; 1e-5 in both papers' code, unlike the encoders' 1e-6.
     """
 
     def __init__(self, dim: int, heads: int, depth: int = 1, eps: float = 1e-5):
@@ -101,13 +101,3 @@ class AttentiveClassifier(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, classes]."""
         return self.head(self.pooler(tokens))
-
-
-def grid_loss(heads: nn.ModuleList, tokens: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the heads' cross-entropies, and each one's [heads] (detached).
-
-    The sum's gradient with respect to a head is that head's own, so one backward pass and one optimizer with a
-    group per head train a whole grid as if each were alone.
-    """
-    losses = torch.stack([F.cross_entropy(head(tokens), label) for head in heads])
-    return losses.sum(), losses.detach()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,11 +21,10 @@ from tubelet.nn.vit import ViT
 from tubelet.recipes import own_knobs, run_recipe
 from tubelet.recipes.fit import Fit
 from tubelet.recipes.knobs import Knobs
+from tubelet.recipes.quiet import quietly
 from tubelet.recipes.run import saved_config, write_config
 from tubelet.train import checkpoint
 from tubelet.types import Grid, Moment
-
-log = logging.getLogger("tubelet")
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,7 @@ def _method(base: Base, data: str | None, device: str | None) -> Method:
         write_config(twin, base.recipe, knobs, base.chosen, base.data_digest)
         shutil.copy(base.folder / "metrics.jsonl", twin)
         try:
-            with _quietly():
+            with quietly():
                 done = run_recipe(base.recipe, out=str(twin), resume=True, **where(data, device))
         except UserError as error:
             raise UserError(str(error).replace(str(twin), str(base.folder))) from error
@@ -179,18 +175,6 @@ def _numbers(chosen: dict[str, Any]) -> dict[str, Any]:
 def where(data: str | None, device: str | None) -> dict[str, Any]:
     """What was given of the two knobs that change no number."""
     return {name: value for name, value in (("data", data), ("device", device)) if value is not None}
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Within it, no word of what a recipe has to say reaches the terminal; errors are raised as always."""
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def resolved(chosen: dict[str, Any] | None) -> dict[str, Any] | None:

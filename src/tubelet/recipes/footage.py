@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from tubelet.data.decode import DecodeError, index, read
 from tubelet.data.manifest import Manifest, Video
+from tubelet.data.stamp import Stamp, stamp
 from tubelet.data.stream import STILLS
 from tubelet.errors import UserError
 from tubelet.evaluate.features import Views, read_views
@@ -36,20 +39,27 @@ def look_at(manifest: Manifest) -> Footage:
     for place in np.linspace(0, len(videos) - 1, min(LOOKS, len(videos))).round().astype(int).tolist():
         video = videos[place]
         try:
-            found = index(video.path, video.fps)
-            picture = read(video.path, [0])
+            count, rate, side = _measure(video.path, video.fps, stamp(video.path))
         except DecodeError as error:
             log.warning(f"{error}")
             continue
-        fps.append(len(found) / found.duration if found.duration > 0 else STILLS)
-        frames.append(_within(video, len(found), fps[-1]))
-        sides.append(min(picture.shape[1:3]))
+        fps.append(rate)
+        frames.append(_within(video, count, rate))
+        sides.append(side)
     if not frames:
         raise UserError(
             f"{manifest.source}: none of the first looks at {len(videos)} videos found a readable one"
         )
     repeat = np.resize(np.arange(len(frames)), len(videos))
     return Footage(len(videos), [frames[i] for i in repeat], [fps[i] for i in repeat], sides)
+
+
+@functools.lru_cache(maxsize=16 * LOOKS)  # a plan of many runs looks at the same files many times
+def _measure(path: Path, fps: float | None, _: Stamp) -> tuple[int, float, int]:
+    """Frames, frames a second and short side of a file in the state that its stamp tells."""
+    found = index(path, fps)
+    picture = read(path, [0])
+    return len(found), len(found) / found.duration if found.duration > 0 else STILLS, min(picture.shape[1:3])
 
 
 def _within(video: Video, frames: int, fps: float) -> int:

@@ -22,6 +22,7 @@ class Knobs:
     out: str = knob("", "run folder to write")
     split: str | None = knob(None, "train on the rows of this split alone, such as train (default: on all)")
     resume: bool = knob(False, "go on with the run in OUT")
+    dry_run: bool = knob(False, "say what would run and what it would cost, and stop; nothing is written")
     schedule: Literal["fit", "paper"] = knob(
         "fit", "fit: sizes and rates follow from the data and the machine; paper: the paper's, to the letter"
     )

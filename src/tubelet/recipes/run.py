@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +45,7 @@ from tubelet.train.loop import train
 from tubelet.train.parallel import World, join
 from tubelet.train.schedule import Schedule
 from tubelet.train.settings import TrainSettings
-from tubelet.train.spent import Summary
+from tubelet.train.spent import Spent, Summary
 from tubelet.types import Batch, Grid, MaskSampler, Moment, Work
 
 log = logging.getLogger("tubelet")
@@ -56,12 +57,36 @@ SLOW_DATA = 0.2  # share of the time spent waiting from which something is worth
 
 @dataclass(frozen=True)
 class Finished:
-    """What a recipe leaves: the run folder, the method with its last weights, its cost and its health."""
+    """What a recipe leaves: the run folder, the method with its last weights, its cost and its health.
+
+    chosen: every number that was open. planned: steps and FLOPs by part of the whole run, by formula, all its stages
+    together; what a dry run is for (its summary has spent nothing).
+    """
 
     folder: Path
     method: Method
     summary: Summary
     verdict: Verdict
+    chosen: Fit
+    planned: Planned
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a whole run takes. steps: of the optimizer. flops: by part ("encoder", "teacher", ...)."""
+
+    steps: int
+    flops: dict[str, float]
+
+    @property
+    def total_flops(self) -> float:
+        """FLOPs of all parts."""
+        return sum(self.flops.values())
+
+    def __add__(self, other: Planned) -> Planned:
+        both = Counter(self.flops)
+        both.update(other.flops)
+        return Planned(self.steps + other.steps, dict(both))
 
 
 class Plan(Protocol):
@@ -124,7 +149,8 @@ def pretrain(
     """
     out = Path(knobs.out)
     with join(knobs.device) if joined is None else nullcontext(joined) as world:
-        world.on_main(lambda: refuse_entry(out, knobs.resume))
+        if not knobs.dry_run:
+            world.on_main(lambda: refuse_entry(out, knobs.resume))
         ready = _prepare(recipe, paper, knobs, build, own, share, rate, world)
         method, chosen = ready.method, ready.chosen
         origin = {
@@ -150,13 +176,17 @@ def pretrain(
         def work_at(moment: Moment) -> tuple[Work, ...]:
             return _work(method, chosen.crop_size, knobs, moment)
 
+        planned = _planned(work_at, chosen, price)
         monitors = []
         if world.main:
-            monitors.append(HealthMonitor(probe_clips(ready.readable, ready.geometry, PROBE_CLIPS)))
-            mean = _mean_price(work_at, chosen.steps, price)
-            announce(recipe, chosen, method, mean, len(ready.readable), phases and phases(chosen))
+            announce(recipe, chosen, method, planned, len(ready.readable), phases and phases(chosen))
             if knobs.init_from is not None:
                 log.info(_continues(knobs, method))
+        if knobs.dry_run:
+            nothing = Summary(0, knobs.precision, Spent(), out)
+            return Finished(out, method, nothing, Verdict("too early", None, "not started"), chosen, planned)
+        if world.main:
+            monitors.append(HealthMonitor(probe_clips(ready.readable, ready.geometry, PROBE_CLIPS)))
         started = False
 
         def start() -> None:
@@ -189,9 +219,10 @@ def pretrain(
             if started:
                 _report_data(ready.stream, out, knobs.resume)
         if not world.main:
-            return Finished(out, method, summary, Verdict("too early", None, ""))
+            return Finished(out, method, summary, Verdict("too early", None, ""), chosen, planned)
         save_encoders(out, summary.steps)
-        return _conclude(out, method, summary, chosen, loss_is_signal)
+        health = _conclude(out, method, summary, chosen, loss_is_signal)
+        return Finished(out, method, summary, health, chosen, planned)
 
 
 def _prepare(
@@ -308,14 +339,11 @@ def announce(
     recipe: str,
     chosen: Fit,
     method: Method,
-    flops: Mapping[str, float],
+    planned: Planned,
     videos: int,
     phases: Table | None = None,
 ) -> None:
-    """Prints what will run, why each number was chosen, what happens when, and what it will cost.
-
-    flops: of a clip, by part, on average over the run.
-    """
+    """Prints what will run, why each number was chosen, what happens when, and what it will cost."""
     table = Table(
         title=f"{recipe}: {videos} videos, {chosen.windows} clips' length of footage", title_justify="left"
     )
@@ -329,12 +357,12 @@ def announce(
     console.print(table)
     if phases is not None:
         console.print(phases)
-    total = sum(flops.values()) * chosen.batch_size * chosen.steps
-    parts = ", ".join(f"{part} {share / sum(flops.values()):.0%}" for part, share in flops.items())
+    total = planned.total_flops
+    parts = ", ".join(f"{part} {share / total:.0%}" for part, share in planned.flops.items())
     parameters = sum(p.numel() for p in method.encoder.parameters())
     console.print(
-        f"encoder {parameters / 1e6:.1f} M parameters; {sum(flops.values()) / 1e9:.2f} GFLOP a clip ({parts}); "
-        f"{total:.3g} FLOP in all"
+        f"encoder {parameters / 1e6:.1f} M parameters; {total / (chosen.batch_size * chosen.steps) / 1e9:.2f} GFLOP a "
+        f"clip ({parts}); {total:.3g} FLOP in all"
     )
 
 
@@ -363,7 +391,7 @@ def environment(world: World) -> dict[str, Any]:
     }
 
 
-def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_signal: bool) -> Finished:
+def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_signal: bool) -> Verdict:
     """run.json, the verdict in words, and the report."""
     rows = load_metrics(out / "metrics.jsonl")
     health = verdict(rows)
@@ -393,7 +421,7 @@ def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_
     log.info(best.sentence)
     run_report(out)
     log.info(f"encoder: {out / 'encoder'}; report: {out / 'report.html'}")
-    return Finished(out, method, summary, health)
+    return health
 
 
 @contextmanager
@@ -549,6 +577,18 @@ def _work(method: Method, crop: int, knobs: Knobs, moment: Moment) -> tuple[Work
     return tuple(method.work(Grid(knobs.frames // t, crop // h, crop // w), moment))
 
 
+def _planned(
+    work: Callable[[Moment], tuple[Work, ...]],
+    chosen: Fit,
+    price: Callable[[tuple[Work, ...]], Mapping[str, float]],
+) -> Planned:
+    """What the run will be charged with: the same sum, step by step, as while it trains."""
+    total: Counter[str] = Counter()
+    for works, steps in Counter(work(Moment(step, chosen.steps)) for step in range(chosen.steps)).items():
+        total.update({part: flops * steps * chosen.batch_size for part, flops in price(works).items()})
+    return Planned(chosen.steps, dict(total))
+
+
 def _mean_price(
     work: Callable[[Moment], tuple[Work, ...]],
     steps: int,
@@ -591,7 +631,7 @@ def _settings(knobs: Knobs, chosen: Fit) -> TrainSettings:
 
 
 # Where things lie and how the work is shared out changes no number; the data is compared by its digest.
-NO_MATTER = {"data", "out", "resume", "workers", "cache_dir", "device", "hours", "max_replaced"}
+NO_MATTER = {"data", "out", "resume", "dry_run", "workers", "cache_dir", "device", "hours", "max_replaced"}
 WRITING = {"save_every", "keep", "keep_every", "log_every", "health_every", "tensorboard"}
 
 

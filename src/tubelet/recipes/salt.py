@@ -53,7 +53,8 @@ def salt(
     Without ``teacher``, stage 1 (`salt-teacher`) runs first, into OUT/teacher, and ``steps`` counts both
     stages: teacher_share of them for the teacher (the paper's main runs: 80k of 240k; 1/6 does as well).
     teacher: any encoder, of any width, with the student's patch. teacher_model: size of the stage-1 teacher
-    if it is not to be the student's (the paper: a ViT-L for students up to ViT-G).
+    if it is not to be the student's (the paper: a ViT-L for students up to ViT-G). predictor_dim, predictor_depth:
+    of stage 1's decoder too, which has the predictor's form.
 
     Paper (--schedule paper): ViT-L, 160,000 steps after 80,000 of stage 1, 3072 clips 16x4x224, AdamW (.9, .95),
     lr 6.25e-4, weight decay .04 to .4, gradients clipped at .02; 1.2e21 FLOPs with stage 1, 8,263 A100 hours.
@@ -77,8 +78,20 @@ def salt(
         "predictor_depth": predictor_depth,
     }
     with join(knobs.device):
-        source = teacher or str(_first_stage(knobs, own))
-        return _second_stage(knobs, own, source)
+        if teacher is not None:
+            return _second_stage(knobs, own, teacher, *load_teacher(teacher))
+        if knobs.dry_run:
+            first = first_stage(
+                replace(knobs, model=teacher_model or knobs.model),
+                predictor_dim,
+                predictor_depth,
+                share=teacher_share,
+            )
+            frozen = first.method.encoder.requires_grad_(False)
+            second = _second_stage(knobs, own, "stage 1", frozen, "not trained")
+            return replace(second, planned=first.planned + second.planned)
+        trained = str(_first_stage(knobs, own))
+        return _second_stage(knobs, own, trained, *load_teacher(trained))
 
 
 def load_teacher(spec: str) -> tuple[ViT, str]:
@@ -89,9 +102,8 @@ def load_teacher(spec: str) -> tuple[ViT, str]:
     return loaded.model, loaded.digest
 
 
-def _second_stage(knobs: Knobs, own: dict[str, Any], source: str) -> Finished:
-    """The student of the teacher that ``source`` names."""
-    frozen, digest = load_teacher(source)
+def _second_stage(knobs: Knobs, own: dict[str, Any], source: str, frozen: ViT, digest: str) -> Finished:
+    """The student of the teacher ``frozen``, which ``source`` names."""
 
     def build(encoder: ViT, plan: object) -> SALT:
         predictor = predictor_for(
@@ -141,9 +153,14 @@ def _first_stage(knobs: Knobs, own: dict[str, Any]) -> Path:
     _, data_digest = read_videos(knobs)
     model = own["teacher_model"] or knobs.model
     first = replace(knobs, out=str(folder), model=model, resume=knobs.resume and _begun(folder))
-    share = own["teacher_share"]
     start = partial(write_config, out, "salt", given, None, data_digest)
-    return first_stage(first, share=share, on_start=None if knobs.resume else start).folder
+    return first_stage(
+        first,
+        own["predictor_dim"],
+        own["predictor_depth"],
+        share=own["teacher_share"],
+        on_start=None if knobs.resume else start,
+    ).folder
 
 
 def _refuse_student(knobs: Knobs, own: dict[str, Any]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +186,7 @@ def map_picture(found: ConvergenceMap) -> bytes:
 
 def convergence_report(found: ConvergenceMap, picture: bytes, file: Path | str) -> Path:
     """Writes the map's page to ``file``, whole or not at all; raises UserError if the disk is full."""
-    page = _MapPage(
+    page = Page(
         f"Which blocks settle when: {found.run}",
         f"{found.recipe}, {found.model}, {found.steps:,} steps: {len(found.cells)} continuations of the run, each with "
         "its first blocks frozen from some step on.",
@@ -268,16 +266,6 @@ def bluntness(found: ConvergenceMap) -> list[str]:
 def blocks(layers: int) -> str:
     """Blocks 1 to ``layers``, as a table's entry."""
     return f"1 to {layers}" if layers > 1 else "1" if layers else "none"
-
-
-class _MapPage(Page):
-    """A page with room for a picture."""
-
-    def picture(self, png: bytes, shows: str, computed: str) -> None:
-        """A PNG, carried inside the page."""
-        data = base64.b64encode(png).decode()
-        image = f'<img alt="{escape(shows)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
-        self._figure(image, shows, computed)
 
 
 def _draw_cell(

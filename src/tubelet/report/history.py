@@ -65,6 +65,11 @@ def add_health(page: Page, runs: Mapping[str, Rows]) -> None:
         page.verdict(
             f"{name}: {found.sentence}." if len(runs) > 1 else f"{found.sentence.capitalize()}.", good
         )
+    add_health_curves(page, runs)
+
+
+def add_health_curves(page: Page, runs: Mapping[str, Rows]) -> None:
+    """The curves that a verdict on health rests on."""
     panels = _panels(_HEALTH, runs)
     if panels:
         page.curves(

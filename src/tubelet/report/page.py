@@ -5,6 +5,7 @@ Every method takes plain text and escapes it; nothing given by a caller is ever 
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from tubelet.files import write_text
 from tubelet.report.curves import Dots, Panel, draw_panels
 from tubelet.report.filmstrip import Strip, draw_strips
+from tubelet.report.frontier import Frontier, draw_frontiers
 from tubelet.report.table import Cell, draw_table
 
 
@@ -75,6 +77,10 @@ class Page:
         """Small multiples with the sentence that says what they show and how it was computed."""
         self._figure(draw_panels(panels), shows, computed)
 
+    def frontiers(self, panels: Sequence[Frontier], shows: str, computed: str = "") -> None:
+        """Scores against what they cost."""
+        self._figure(draw_frontiers(panels), shows, computed)
+
     def table(
         self,
         columns: Sequence[str],
@@ -89,7 +95,18 @@ class Page:
     def filmstrips(self, groups: Sequence[Sequence[Strip]], shows: str, computed: str = "") -> None:
         """Clips as rows of frames; the strips of one group stand together."""
         drawn = "".join(draw_strips(group) for group in groups)
-        self._figure(f'<div class="groups">{drawn}</div>', shows, computed)
+        wide = (
+            " wide"
+            if any(strip.frames > Strip._field_defaults["frames"] for g in groups for strip in g)
+            else ""
+        )
+        self._figure(f'<div class="groups{wide}">{drawn}</div>', shows, computed)
+
+    def picture(self, png: bytes, shows: str, computed: str = "") -> None:
+        """A PNG, carried inside the page; ``shows`` is also its text for those who do not see it."""
+        data = base64.b64encode(png).decode()
+        image = f'<img alt="{escape(shows)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+        self._figure(image, shows, computed)
 
     def fold(self, summary: str, text: str) -> None:
         """Something long that only a few will read, folded away."""

@@ -19,11 +19,16 @@ class Score(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A score in a table; ``best`` highlights it. ``digits`` behind the decimal point."""
+    """A score in a table; ``best`` highlights it. ``digits`` behind the decimal point.
+
+    interval: low and high, shown behind it. signed: a difference, with its sign in front.
+    """
 
     score: Score
     best: bool = False
     digits: int = 3
+    interval: tuple[float, float] | None = None
+    signed: bool = False
 
 
 def best_of(scores: Sequence[Score | None]) -> int | None:
@@ -56,7 +61,7 @@ def draw_table(
 
 def _is_word(cell: str | Cell) -> bool:
     """Columns of numbers stand on the right, digits under digits; any word in a column puts it on the left."""
-    return isinstance(cell, str) and not re.match(r"[-–+]?\d|–$", cell)
+    return isinstance(cell, str) and not re.match(r"[-–−+]?\d|–$", cell)
 
 
 def _first(cell: str | Cell) -> str:
@@ -66,7 +71,16 @@ def _first(cell: str | Cell) -> str:
 def _cell(cell: str | Cell, left: bool) -> str:
     if isinstance(cell, str):
         return f"<td{_LEFT if left else ''}>{escape(cell)}</td>"
-    score, best, digits = cell
+    score, best, digits, interval, signed = cell
+    form = f"{'+' if signed else ''}.{digits}f"
     spread = "" if score.sd is None else f' <span class="sd">± {score.sd:.{digits}f}</span>'
+    if interval is not None:
+        low, high = (_minus(f"{end:{form}}") for end in interval)
+        spread += f' <span class="sd">[{low}, {high}]</span>'
     kind = ' class="best"' if best else ""
-    return f"<td{kind}>{score.mean:.{digits}f}{spread}</td>"
+    return f"<td{kind}>{_minus(f'{score.mean:{form}}')}{spread}</td>"
+
+
+def _minus(number: str) -> str:
+    """With a minus sign as long as a plus."""
+    return number.replace("-", "−")

@@ -27,7 +27,7 @@ from tubelet.train.precision import resolve_precision
 from tubelet.train.report import duration, open_report
 from tubelet.train.settings import TrainSettings
 from tubelet.train.signals import Stopped, catch_signals
-from tubelet.train.spent import Spent, Summary, peak_memory
+from tubelet.train.spent import Spent, Summary, core_seconds, peak_memory
 from tubelet.types import Batch, Loss, Moment
 
 log = logging.getLogger("tubelet")
@@ -85,7 +85,8 @@ def train(
     knobs, a damaged checkpoint, a full disk, a loss or gradient that is not finite (nothing is saved then).
     Raises Stopped after SIGTERM or SIGINT, when the step is done and saved.
     """
-    world, knobs, began = world or World(), plain(knobs or {}), time.perf_counter()
+    world, knobs = world or World(), plain(knobs or {})
+    began, worked = time.perf_counter(), core_seconds()
     folder, total = run / "checkpoints", settings.steps
     micro_batch_size = settings.micro_batch_size(world.shards)
     world.refuse(settings.clip, settings.clip_per)
@@ -133,10 +134,11 @@ def train(
             world.collect_({**optimizer.names, **optimizer.state()}, moved)
 
         def save(step: int) -> Path:
-            nonlocal began
+            nonlocal began, worked
             collect()
-            now = time.perf_counter()
+            now, work = time.perf_counter(), core_seconds()
             spent.seconds, began = spent.seconds + now - began, now
+            spent.core_seconds, worked = spent.core_seconds + max(0.0, work - worked), work
             spent.peak_memory = max(spent.peak_memory, peak_memory(world.device))
             state = {
                 "processes": world.shards,

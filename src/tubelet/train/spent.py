@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -16,11 +17,12 @@ import torch
 class Spent:
     """Up to a checkpoint, over all sessions of a run (without what a kill threw away).
 
-    seconds: wall clock. flops: by part. peak_memory: bytes, see `peak_memory`. sessions: how often it was
-    started or resumed.
+    seconds: wall clock. core_seconds: see `core_seconds`. flops: by part. peak_memory: bytes, see `peak_memory`.
+    sessions: how often it was started or resumed.
     """
 
     seconds: float = 0.0
+    core_seconds: float = 0.0
     clips: int = 0
     flops: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
@@ -46,6 +48,20 @@ class Summary:
     precision: str
     spent: Spent
     checkpoint: Path
+
+
+def core_seconds() -> float:
+    """Processor time of this process and of those that it started, ended or not: what work has cost, if not waiting."""
+    me = psutil.Process()
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = ended.ru_utime + ended.ru_stime
+    for process in (me, *me.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue  # ended just now
+        total += times.user + times.system
+    return total
 
 
 def peak_memory(device: torch.device) -> int:

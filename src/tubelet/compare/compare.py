@@ -1,0 +1,209 @@
+"""``tubelet compare``: which method gives the best encoder for the compute that can be paid?"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from tubelet.compare.execute import Manner, carry_out
+from tubelet.compare.plan import RETRIEVAL, Arm, Eval, Plan, Task, check_knobs, readable
+from tubelet.data.manifest import Manifest, read_manifest
+from tubelet.errors import UserError, nearest
+from tubelet.evaluate.comparison import read_comparison
+from tubelet.evaluate.probe import Judging, check_folds
+from tubelet.evaluate.score import KINDS, Kind
+from tubelet.recipes import find_recipe, own_knobs, run_recipe
+from tubelet.recipes.knobs import about_knobs
+from tubelet.recipes.quiet import quietly
+from tubelet.recipes.words import read_word
+from tubelet.report.comparison import comparison_report
+
+METHODS = ("videomae", "vjepa", "salt", "layerlock", "blockwise")
+PROBES = ("linear", "knn", "attentive", RETRIEVAL)
+POSITIONS = "sincos"  # one encoder for all: VideoMAE's and V-JEPA's own
+
+
+def compare(
+    data: str,
+    out: str | Path,
+    budgets: Sequence[float],
+    *,
+    methods: Sequence[str] = METHODS,
+    sizes: Sequence[str] = (),
+    seeds: int = 1,
+    tasks: Sequence[str] = (),
+    folds: int = 0,
+    probes: Sequence[str] = PROBES,
+    headline: str = "macro_recall",
+    settings: Sequence[str] = (),
+    unlabelled: str = "error",
+    manner: Manner | None = None,
+    knobs: Mapping[str, Any] | None = None,
+) -> None:
+    """Pretrains an encoder per method, size, budget and seed at equal FLOPs, evaluates all alike, draws the page.
+
+    data: videos to pretrain on; of a list with a split column its training rows alone. budgets: FLOPs of a whole
+    run by formula: a SALT budget contains its teacher, frozen parts and target passes are charged. methods:
+    recipes. sizes: of the encoder (default: what fits the machine). tasks: labelled lists to evaluate on
+    (default: ``data``). folds: see `tasks.folds`. probes: kinds of `probe`, and "retrieval". headline: the metric that
+    is ranked by. settings: knobs of single methods, ``METHOD.KNOB=VALUE``. unlabelled: as `tasks.read_task`. manner: how runs are
+    done. knobs: shared ones, for all runs.
+    Interrupted and called again it goes on run by run; more methods, budgets, sizes, seeds, tasks and probes may
+    be added then. Raises UserError for whatever is wrong with data, labels, knobs or ``out``, before it trains.
+    """
+    for method in methods:
+        find_recipe(method)
+    own = read_settings(settings, methods)
+    shared = dict(knobs or {})
+    check_knobs(shared, methods)
+    manifest = read_manifest(data)
+    manner = manner or Manner()
+    evals_of = known_probes(probes)
+    labelled = read_tasks(data, tasks, folds, unlabelled, evals_of)
+    model, shared = same_for_all(data, methods[0], manifest, shared, own.get(methods[0], {}), sizes)
+    arms = [
+        Arm(_name(method, size, budget, sizes, budgets), method, method, size, budget, own.get(method, {}))
+        for budget in budgets
+        for size in (sizes or [model])
+        for method in methods
+    ]
+    plan = Plan(
+        kind="compare",
+        name="compare",
+        title=f"{', '.join(methods)} at equal compute",
+        question="Which method gives the best encoder for the compute that can be paid?",
+        data=data,
+        clips=readable(manifest, shared),
+        tasks=labelled,
+        evals=tuple(
+            Eval(f"{task.name}-{probe}", task.name, probe) for task in labelled for probe in evals_of
+        ),
+        headline=headline,
+        seeds=read_seeds(seeds),
+        arms=tuple(arms),
+        knobs=shared,
+        unlabelled=unlabelled,
+        not_equal=(
+            "Equal are the pretraining FLOPs by formula (a teacher's own training, target passes and frozen parts "
+            "included), the encoder, its clips, the order of the videos for a seed, the batch, and the evaluation. Not "
+            "equal are the steps, the clips seen, wall clock and memory (in the table), and what each recipe brings: "
+            "masks, rates, weight decay, the second network's size.",
+            "Each method has the rates of its paper, scaled to batch and width; none was tuned on this data.",
+            *side_by_side(manner),
+        ),
+        command=f"tubelet {shlex.join(sys.argv[1:])}",
+    )
+
+    def draw(folder: Path) -> None:
+        comparison_report(read_comparison(folder), folder / "report.html")
+
+    carry_out(plan, Path(out), manner, draw)
+
+
+def side_by_side(manner: Manner) -> list[str]:
+    """What a reader must know of wall clocks."""
+    if manner.jobs == 1:
+        return []
+    return [f"{manner.jobs} runs at a time shared the machine: wall clock is longer than alone."]
+
+
+def read_seeds(count: int) -> tuple[int, ...]:
+    """0, 1, ...; raises UserError for none."""
+    if count < 1:
+        raise UserError(f"seeds={count}: must be at least 1")
+    return tuple(range(count))
+
+
+def read_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``METHOD.KNOB=VALUE`` -> method -> knob -> value, read as the recipe's own option would be.
+
+    Raises UserError for what is no such thing, for a method that is not compared, or a knob it has not.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for word in settings:
+        place, equals, text = word.partition("=")
+        method, dot, knob = place.partition(".")
+        if not (equals and dot):
+            raise UserError(f'"{word}" is not METHOD.KNOB=VALUE, such as salt.teacher_share=0.25')
+        if method not in methods:
+            raise UserError(f'"{word}": "{method}" is not among the methods {", ".join(methods)}')
+        knob = knob.replace("-", "_")
+        check_knobs({knob: text}, [method])
+        known = {name: kind for name, (kind, *_) in {**about_knobs(), **own_knobs(method)}.items()}
+        found.setdefault(method, {})[knob] = read_word(known[knob], text, word)
+    return found
+
+
+def read_tasks(
+    data: str, tasks: Sequence[str], folds: int, unlabelled: str, probes: Sequence[str]
+) -> tuple[Task, ...]:
+    """The labelled lists, each tried out: what is wrong with labels or groups shows before hours of training."""
+    found: dict[str, Task] = {}
+    kinds = dict.fromkeys("linear" if probe == RETRIEVAL else probe for probe in probes)
+    for source in tasks or [data]:
+        manifest = read_manifest(source)
+        name = task_name(source)
+        if name in found:
+            raise UserError(f'two tasks are called "{name}"; rename a list or its folder')
+        judging = Judging(folds=folds, unlabelled=unlabelled)
+        try:
+            for kind in kinds:
+                check_folds(judging.task(manifest, cast(Kind, kind)), folds)
+        except UserError as error:
+            hint = "" if tasks else "; name labelled videos to evaluate on with --tasks"
+            raise UserError(f"{error}{hint}") from error
+        found[name] = Task(name, source, folds)
+    return tuple(found.values())
+
+
+def task_name(source: str) -> str:
+    """The list's name, or its folder's where the list is called labels or manifest."""
+    path = Path(source)
+    return path.resolve().parent.name if path.stem in ("labels", "manifest") else path.stem or path.name
+
+
+def known_probes(probes: Sequence[str]) -> tuple[str, ...]:
+    """``probes``; raises UserError for one that there is not."""
+    known = (*KINDS, RETRIEVAL)
+    if wrong := [probe for probe in probes if probe not in known]:
+        raise UserError(
+            f'probe "{wrong[0]}" is unknown{nearest(wrong[0], known)} (there are: {", ".join(known)})'
+        )
+    return tuple(probes)
+
+
+def same_for_all(
+    data: str,
+    recipe: str,
+    manifest: Manifest,
+    knobs: Mapping[str, Any],
+    own: Mapping[str, Any],
+    sizes: Sequence[str],
+) -> tuple[str, dict[str, Any]]:
+    """Encoder's size and the shared knobs, those of clip and batch decided as ``recipe`` would decide them."""
+    shared = {"positions": POSITIONS, **knobs}
+    if "split" not in shared and any(video.split for video in manifest.videos):
+        shared["split"] = "train"
+    if sizes:
+        shared["model"] = sizes[0]
+    with quietly():
+        chosen = run_recipe(
+            recipe, **{**shared, "steps": 1, **own}, data=data, out="unused", dry_run=True
+        ).chosen
+    shared.pop("model", None)
+    sampling = {"fps": chosen.fps} if chosen.fps else {"frame_step": chosen.frame_step}
+    return chosen.model, {
+        **shared,
+        **sampling,
+        "crop_size": chosen.crop_size,
+        "batch_size": chosen.batch_size,
+    }
+
+
+def _name(method: str, size: str, budget: float, sizes: Sequence[str], budgets: Sequence[float]) -> str:
+    """The method, and what tells it from the others of its name."""
+    words = [method, *([size] if len(sizes) > 1 else []), *([f"{budget:.3g}"] if len(budgets) > 1 else [])]
+    return " ".join(words)

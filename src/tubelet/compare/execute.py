@@ -1,0 +1,159 @@
+"""A plan carried out: run by run, each in a process of its own, resumed where it stopped, and shown as it goes."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from tubelet.compare.live import done_share, progress_table, state_cost
+from tubelet.compare.plan import Plan, Run, grown, load_plan, save_plan, with_runs
+from tubelet.compare.reuse import reuse
+from tubelet.compare.work import do_baseline, do_run
+from tubelet.errors import UserError
+from tubelet.recipes.fit import measure_flops_per_s
+from tubelet.recipes.run import environment
+from tubelet.train.folder import sole_owner
+from tubelet.train.parallel import World, resolve_device
+
+log = logging.getLogger("tubelet")
+EVERY = 5.0  # seconds between looks at what is running
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work for a process. ready: whether what it builds on is there."""
+
+    name: str
+    ready: Callable[[], bool]
+    function: Callable[..., None]
+    arguments: Callable[[], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a plan is carried out.
+
+    jobs: runs at once. threads: of each (None: torch's default). dry_run: state the cost and stop. reuse: another
+    comparison, from which runs that would be the same are copied.
+    """
+
+    jobs: int = 1
+    threads: int | None = None
+    dry_run: bool = False
+    reuse: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+
+
+def carry_out(plan: Plan, out: Path, manner: Manner, draw: Callable[[Path], object]) -> None:
+    """Does all of the plan that ``out`` still lacks, then draws the page, also where runs were refused.
+
+    Raises UserError if ``out`` holds another comparison or another process works in it, and, once everything else
+    is done, if runs were refused.
+    """
+    if out.exists() and not (out / "plan.json").is_file() and any(p.name != ".lock" for p in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no comparison; choose another out")
+    console = Console(stderr=True)
+    device = resolve_device(str(plan.knobs.get("device", "auto")))
+
+    def settled() -> Plan:
+        earlier = load_plan(out)
+        return with_runs(grown(earlier, plan, out) if earlier else plan)
+
+    if manner.dry_run:
+        state_cost(settled(), out, measure_flops_per_s(device), manner.jobs, console)
+        return
+    with sole_owner(out):
+        whole = settled()
+        machine = {k: v for k, v in environment(World(device=device)).items() if k != "command"}
+        whole = replace(whole, environment=machine)
+        if manner.reuse is not None:
+            copied = reuse(whole, out, Path(manner.reuse))
+            console.print(f"{copied} runs are taken over from {manner.reuse}", highlight=False)
+        state_cost(whole, out, measure_flops_per_s(device), manner.jobs, console)
+        save_plan(whole, out)
+        failed = _execute(whole, out, manner.jobs, manner.threads, console)
+        draw(out)
+    if failed:
+        named = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise UserError(
+            f"{len(failed)} runs stopped, the others are done: {named}. Mend it and call the same command again; what "
+            f"each said is in {out / 'log'}"
+        )
+    console.print(f"{out / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def _execute(
+    plan: Plan, out: Path, jobs: int, threads: int | None, console: Console
+) -> dict[str, BaseException]:
+    """Name -> why, of the runs that were refused."""
+    waiting = [*(_run_job(plan, run, out, threads) for run in plan.runs), *_baseline_jobs(plan, out, threads)]
+    running: dict[Future[None], str] = {}
+    failed: dict[str, BaseException] = {}
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool,
+        Live(progress_table(plan, out), console=console, auto_refresh=False) as live,
+    ):
+        while waiting or running:
+            while len(running) < jobs and (job := next((job for job in waiting if job.ready()), None)):
+                waiting.remove(job)
+                running[pool.submit(job.function, *job.arguments())] = job.name
+            if not running:
+                break  # what is left waits for a run that was refused
+            done, _ = wait(running, timeout=EVERY, return_when=FIRST_COMPLETED)
+            for future in done:
+                name = running.pop(future)
+                if (error := future.exception()) is not None:
+                    failed[name] = error
+                    log.error(f"{name}: {error}")
+                elif not console.is_terminal:
+                    log.info(f"{time.strftime('%H:%M:%S')} {name}: done, {len(waiting) + len(running)} left")
+            live.update(progress_table(plan, out), refresh=True)
+    return failed
+
+
+def _run_job(plan: Plan, run: Run, out: Path, threads: int | None) -> Job:
+    teacher = None if run.arm.teacher is None else plan.run_of(run.arm.teacher, run.seed)
+    return Job(
+        f"{run.arm.name}, seed {run.seed}",
+        lambda: teacher is None or done_share(out, teacher) == 1,
+        do_run,
+        lambda: (plan, run, out, threads),
+    )
+
+
+def _baseline_jobs(plan: Plan, out: Path, threads: int | None) -> list[Job]:
+    def like(model: str) -> Run | None:
+        """A trained run whose architecture and clips the baseline takes."""
+        return next((run for run in plan.runs if run.arm.model == model and done_share(out, run) == 1), None)
+
+    def job(base: dict[str, Any]) -> Job:
+        def arguments() -> tuple[Any, ...]:
+            run = like(base["model"])
+            assert run is not None
+            twin = out / run.folder
+            spec = f"pixels:{twin}" if base["arm"] == "pixels" else f"random:{twin}@{base['seed']}"
+            return plan, spec, out / base["folder"], out, threads
+
+        return Job(
+            f"{base['arm']}, seed {base['seed']}",
+            lambda: like(base["model"]) is not None,
+            do_baseline,
+            arguments,
+        )
+
+    return [job(base) for base in plan.baselines()]

@@ -1,0 +1,84 @@
+"""All evaluations of one encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from tubelet.compare.plan import RETRIEVAL, Eval, Plan, Task
+from tubelet.data.manifest import Manifest, read_manifest
+from tubelet.evaluate.amount import read_amounts
+from tubelet.evaluate.features import Features, extract
+from tubelet.evaluate.probe import DENSE, Judging, judge
+from tubelet.evaluate.retrieval import judge_retrieval
+from tubelet.evaluate.score import Kind
+from tubelet.evaluate.tasks import read_task
+from tubelet.export.weights import Encoder, load_encoder
+from tubelet.nn.pixels import Pixels
+from tubelet.train.parallel import resolve_device
+
+
+def judge_encoder(
+    plan: Plan, folder: Path, spec: str, out: Path, evals: Sequence[Eval] | None = None
+) -> None:
+    """Evaluates the encoder ``spec`` in every way of ``evals`` (default: the plan's), into ``folder``/eval.
+
+    What is there stays. Evaluations that read the same features share them. A layer that is deeper than the
+    encoder, as raw pixels have none, is read as its last.
+    """
+    todo = [one for one in evals or plan.evals if not (folder / "eval" / one.key / "results.json").is_file()]
+    if not todo:
+        return
+    encoder = load_encoder(spec)
+    for task in plan.tasks:
+        mine = [one for one in todo if one.task == task.name]
+        manifest = read_manifest(task.data)
+        groups = dict.fromkeys((one.probe in DENSE, one.layer) for one in mine)
+        for dense, layer in groups:
+            features = _features(plan, encoder, manifest, dense, layer, out)
+            for one in mine:
+                if (one.probe in DENSE, one.layer) == (dense, layer):
+                    _judge(plan, encoder, manifest, features, task, one, folder / "eval" / one.key)
+
+
+def _features(
+    plan: Plan, encoder: Encoder, manifest: Manifest, dense: bool, layer: int | None, out: Path
+) -> Features:
+    frames = plan.knobs.get("cache_dir")
+    return extract(
+        encoder,
+        manifest.videos,
+        layers=None if layer is None else [min(layer, encoder.model.depth)],
+        pool="none" if dense else "flat" if isinstance(encoder.model, Pixels) else "mean",
+        cache=out / "features",
+        frame_cache=None if frames is None else Path(frames),
+        device=_device(plan),
+        progress=False,
+    )
+
+
+def _judge(
+    plan: Plan, encoder: Encoder, manifest: Manifest, features: Features, task: Task, one: Eval, folder: Path
+) -> None:
+    if one.probe == RETRIEVAL:
+        asked = read_task(manifest.videos, task.data, plan.unlabelled, list(features.excluded))
+        rows = np.searchsorted(features.rows, asked.rows)
+        about = {"encoder": {"name": encoder.name, "digest": encoder.digest}, "data": task.data}
+        clips = np.arange(len(asked)) if task.folds else None
+        judge_retrieval(features.pooled()[rows], asked, manifest.videos, about, clips).save(folder)
+        return
+    kind = cast(Kind, one.probe)
+    judging = Judging(
+        folds=task.folds,
+        labels=() if one.labels is None else read_amounts(one.labels),
+        unlabelled=plan.unlabelled,
+        draws=plan.draws,
+    )
+    judge(encoder, manifest, features, kind, judging, device=_device(plan)).save(folder)
+
+
+def _device(plan: Plan) -> str:
+    return str(resolve_device(str(plan.knobs.get("device", "auto"))))

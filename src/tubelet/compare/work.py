@@ -1,0 +1,100 @@
+"""One run of a comparison, trained and evaluated in a process of its own.
+
+Of its own, so that its peak memory and its processor time are its own too, and so that a run that dies takes nothing
+with it. What it would have said on a terminal is in OUT/log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tubelet.compare.judge import judge_encoder
+from tubelet.compare.plan import Plan, Run, knobs_of
+from tubelet.errors import UserError
+from tubelet.recipes import run_recipe
+from tubelet.train.checkpoint import found
+
+log = logging.getLogger("tubelet")
+WATCH = 1.0  # seconds
+
+
+def trained(out: Path, run: Run) -> bool:
+    """Whether the run has finished."""
+    file = out / run.folder / "run.json"
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("finished"))
+
+
+def do_run(plan: Plan, run: Run, out: Path, threads: int | None) -> None:
+    """Trains the run, from its newest checkpoint if it has one, and evaluates its encoder.
+
+    Raises UserError for whatever the recipe or the evaluation refuses.
+    """
+    _begin(threads)
+    with _logged(out / "log" / f"{Path(run.folder).name}.txt"):
+        if not trained(out, run):
+            folder = out / run.folder
+            knobs = {**knobs_of(plan, run.arm, run.seed, out), "steps": run.planned.steps}
+            run_recipe(run.arm.recipe, **knobs, out=str(folder), resume=_begun(folder))
+        judge_encoder(plan, out / run.folder, str(out / run.folder), out)
+        if plan.checkpoints:
+            for path in found(out / run.folder / "checkpoints"):
+                judge_encoder(plan, out / run.folder / "at" / path.name, str(path), out)
+
+
+def do_baseline(plan: Plan, spec: str, folder: Path, out: Path, threads: int | None) -> None:
+    """Evaluates an encoder that nobody trained."""
+    _begin(threads)
+    with _logged(out / "log" / f"{folder.name}.txt"):
+        judge_encoder(plan, folder, spec, out)
+
+
+def _begin(threads: int | None) -> None:
+    """Sets this process up, and sees that it ends with the one that started it, however that dies.
+
+    A run that went on alone would still be writing when the same comparison is started again.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH)
+        os.kill(os.getpid(), signal.SIGTERM)  # training saves and stops; anything else just ends
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is something to go on from, in this stage or an earlier one."""
+    return any(folder.glob("checkpoints/step-*")) or any(folder.glob("*/checkpoints/step-*"))
+
+
+@contextlib.contextmanager
+def _logged(file: Path) -> Iterator[None]:
+    """Within it, all that this process prints goes to the end of ``file``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as handle:
+        os.dup2(handle.fileno(), sys.stdout.fileno())
+        os.dup2(handle.fileno(), sys.stderr.fileno())
+        handler = logging.StreamHandler(handle)
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        except UserError:
+            log.exception("stopped")
+            raise
+        finally:
+            log.removeHandler(handler)

@@ -1,0 +1,1 @@
+"""Official annotation files of published data sets, read as manifests."""
