@@ -12,8 +12,10 @@ import pytest
 from test_recipes import tubelet
 from video import write_video
 
-from tubelet.compare.compare import read_settings, task_name
-from tubelet.compare.plan import Arm, Eval, Plan, Task, grown, length, load_plan, save_plan, with_runs
+from tubelet.compare.compare import read_settings
+from tubelet.compare.length import length, with_runs
+from tubelet.compare.plan import Arm, Eval, Plan, Run, Task, task_name
+from tubelet.compare.saved import grown, load_plan, named, save_plan
 from tubelet.compare.studies import STUDIES
 from tubelet.compare.studies.salt_teacher import narrower
 from tubelet.compare.studies.study import Ask
@@ -59,6 +61,7 @@ def plan_of(data: Path, **more: Any) -> Plan:
         "title": "t",
         "question": "q",
         "data": str(data / "labels.csv"),
+        "digest": "d",
         "clips": 8,
         "tasks": (task,),
         "evals": (Eval("clips-linear", "clips", "linear"),),
@@ -118,7 +121,7 @@ def test_plans_come_back_as_they_were_saved_and_may_only_grow(videos: Path, tmp_
     save_plan(plan, tmp_path)
     assert load_plan(tmp_path) == plan
     more = grown(
-        plan, plan_of(videos, arms=(Arm("V", "vjepa", "vjepa", "48x4x3", 1e9),), seeds=(0,)), tmp_path
+        plan, plan_of(videos, arms=(Arm("vjepa", "vjepa", "vjepa", "48x4x3", 1e9),), seeds=(0,)), tmp_path
     )
     assert [arm.method for arm in more.arms] == ["videomae", "vjepa"]
     assert more.seeds == (0, 1)
@@ -130,6 +133,46 @@ def test_plans_come_back_as_they_were_saved_and_may_only_grow(videos: Path, tmp_
     ):
         with pytest.raises(UserError, match=word):
             grown(plan, plan_of(videos, **changed), tmp_path)
+
+
+def test_budgets_and_sizes_that_come_later_have_names_and_runs_of_their_own(
+    videos: Path, tmp_path: Path
+) -> None:
+    first = Arm("vjepa", "vjepa", "vjepa", "48x4x3", 1e9)
+    earlier = with_runs(plan_of(videos, arms=tuple(named([first]))))
+    save_plan(earlier, tmp_path)
+    later = plan_of(videos, arms=tuple(named([replace(first, budget=2e9)])))
+    whole = with_runs(grown(earlier, later, tmp_path))
+    save_plan(whole, tmp_path)
+    assert load_plan(tmp_path) == whole
+    assert [run.arm.name for run in whole.runs] == ["vjepa 1e09", "vjepa 2e09"]
+    assert whole.runs[0].folder == earlier.runs[0].folder != whole.runs[1].folder
+    with pytest.raises(UserError, match="same names"):
+        grown(replace(earlier, kind="study"), replace(later, kind="study"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"digest": "other"},
+        {"tasks": (Task("clips", "elsewhere.csv"),)},
+        {"tasks": (Task("clips", "labels.csv", 5),)},
+        {"unlabelled": "exclude"},
+        {"draws": 3},
+        {"evals": (Eval("clips-linear", "clips", "linear", "5"),)},
+    ],
+)
+def test_other_videos_labels_folds_and_evaluations_are_refused(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = plan_of(Path("set"), tasks=(Task("clips", "labels.csv"),))
+    with pytest.raises(UserError, match="holds another comparison"):
+        grown(plan, replace(plan, **changed), tmp_path)
+
+
+def test_a_page_may_be_drawn_by_another_headline(tmp_path: Path) -> None:
+    plan = plan_of(Path("set"))
+    assert grown(plan, replace(plan, headline="top1"), tmp_path).headline == "top1"
 
 
 def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
@@ -147,8 +190,6 @@ def test_cheap_runs_come_first_and_teachers_before_their_students() -> None:
     )
     known = {arm.key: Planned(2, {"encoder": 1.0}) for arm in arms}
     base = plan_of(Path("unused"), arms=arms, seeds=(0, 1))
-    from tubelet.compare.plan import Run
-
     runs = tuple(Run(arm, 0, f"runs/{arm.key}-seed0", known[arm.key]) for arm in arms)
     order = [run.arm.name for run in with_runs(replace(base, runs=runs)).runs]
     assert order.index("t") < order.index("s")
@@ -169,7 +210,9 @@ def test_settings_are_read_as_the_recipes_options() -> None:
     [
         ("salt", "METHOD.KNOB=VALUE"),
         ("videomae.lr=1", "not among the methods"),
-        ("salt.colour=1", 'has a knob "colour"'),
+        ("salt.colour=1", 'no knob "colour"'),
+        ("salt.batch_size=2", "the same for all"),
+        ("salt.teacher=runs/x", "would not be charged"),
         ("salt.seed=1", "leave it out"),
         ("salt.mask=cube", "none of"),
         ("salt.predictor_dim=wide", "wide"),

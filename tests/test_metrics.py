@@ -17,7 +17,15 @@ from sklearn.metrics import (
 )
 
 from tubelet.evaluate import metrics
-from tubelet.evaluate.metrics import Predictions, RealPredictions, difference, estimates, join
+from tubelet.evaluate.metrics import (
+    Predictions,
+    RealPredictions,
+    difference,
+    estimates,
+    interval,
+    join,
+    resample,
+)
 
 ONE = np.ones((1, 1))
 
@@ -133,6 +141,30 @@ def test_intervals_hold_their_value_also_where_scores_are_noise():
         assert found.low >= 0 and found.high <= 1
 
 
+def test_intervals_of_shares_stay_where_shares_are():
+    """The shift and what seeds add lead out of [0, 1]; R² and the error may really be there."""
+    spread = np.linspace(-3, 3, 101)
+    for metric in (*metrics.COUNTS, *metrics.RANKS):
+        assert interval(0.5, spread, metric, lowest=0.0) == (0, 1), metric
+        assert interval(0.5, np.full(101, 0.5), metric, lowest=-1.0, around=spread) == (-1, 1), metric
+    for metric in metrics.ERRORS:
+        assert interval(0.5, spread, metric, lowest=0.0) == pytest.approx((-2.85, 2.85)), metric
+
+
+def test_every_way_to_resample_sees_the_same_groups():
+    """Metrics that are asked for together, or alone; as many as there are of each."""
+    made, group = guesses(60, 7), np.array([f"g{i // 5}" for i in range(60)])
+    together = resample(made, group, made.metrics, seed=4)
+    weight = np.random.default_rng(4).multinomial(12, np.full(12, 1 / 12), size=600)
+    place = np.unique(group, return_inverse=True)[1]
+    for name, found in together.items():
+        alone = resample(made, group, [name], seed=4)[name]
+        assert (found.metric, found.value) == (name, alone.value)
+        np.testing.assert_allclose(found.resamples, alone.resamples, atol=1e-12)
+        expected = made.measure(name, weight[:, place].astype(float))
+        np.testing.assert_allclose(found.resamples, expected, atol=1e-12)
+
+
 def test_what_is_always_right_has_no_spread():
     label = np.arange(24) % 6
     made = Predictions(np.arange(24), np.zeros(24, int), label, np.eye(6)[label])
@@ -193,44 +225,6 @@ def test_paired_differences_of_every_metric(metric):
     assert (back.low, back.high) == pytest.approx((-gain.high, -gain.low))
 
 
-def seeds(count: int, spread: float, level: float = 0.6, clips: int = 200) -> list[Predictions]:
-    """One evaluation of encoders whose accuracies differ by ``spread``, from seed to seed."""
-    rng = np.random.default_rng(0)
-    label = np.arange(clips) % 2
-    made = []
-    for place in range(count):
-        share = level + spread * (place - (count - 1) / 2)
-        right = np.zeros(clips, bool)
-        right[rng.permutation(clips)[: round(share * clips)]] = True
-        made.append(Predictions(np.arange(clips), np.zeros(clips, int), label, np.eye(2)[label ^ ~right]))
-    return made
-
-
-def test_several_seeds_widen_the_interval_of_a_difference():
-    calm, wild = seeds(3, 0.0), seeds(3, 0.15)
-    same, other = seeds(3, 0.0, level=0.5), seeds(3, 0.15, level=0.5)
-    narrow, wide = difference(calm, same, None, "top1"), difference(wild, other, None, "top1")
-    assert narrow.value == pytest.approx(0.1) and wide.value == pytest.approx(0.1)
-    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
-    assert narrow.low > 0 > wide.low
-    one = estimates(wild, None)["top1"]
-    assert one.value == pytest.approx(0.6) and one.sd == pytest.approx(0.15)
-
-
-def test_resampled_seeds_vary_as_the_mean_of_as_many_does():
-    """Drawn from themselves, n seeds spread by sqrt((n - 1) / n) too little; this is made good."""
-    table = np.tile(np.array([[0.2], [0.5], [0.6]]), 20000)
-    drawn = metrics._over_seeds(table, seed=0, side=0)
-    assert drawn.mean() == pytest.approx(table[:, 0].mean(), abs=2e-3)
-    assert drawn.std() == pytest.approx(table[:, 0].std(ddof=1) / np.sqrt(3), rel=0.02)
-    assert (metrics._over_seeds(table, 0, 1) != drawn).any()  # the two sides draw independently
-
-
-def test_arms_may_have_different_numbers_of_seeds():
-    found = difference(seeds(3, 0.1), seeds(1, 0.0, level=0.5)[0], None, "top1")
-    assert found.value == pytest.approx(0.1)
-
-
 @pytest.mark.parametrize("what", ["clip", "draw", "label"])
 def test_what_was_tested_differently_is_not_paired(what):
     one = guesses(30, 3)
@@ -250,11 +244,11 @@ def test_the_order_of_rows_does_not_matter():
         assert (straight.value, straight.low) == pytest.approx((shuffled.value, shuffled.low))
 
 
-def test_unknown_metrics_and_nothing_at_all_are_refused():
+def test_unknown_metrics_are_refused():
     with pytest.raises(ValueError, match='metric="r2" is unknown; there are top1'):
         difference(guesses(20, 3), guesses(20, 3), None, "r2")
-    with pytest.raises(ValueError, match="no predictions"):
-        estimates([], None)
+    with pytest.raises(ValueError, match='metric="top1" is unknown; there are r2, mae'):
+        resample(numbers(), None, ["mae", "top1"])
 
 
 def numbers(clips: int = 50, offset: float = 0.0, seed: int = 0) -> RealPredictions:

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, recall_score
 
-from tubelet.evaluate.metrics import Predictions, RealPredictions, estimates
-from tubelet.evaluate.noise import (
+from tubelet.evaluate.metrics import (
+    Answers,
+    Predictions,
+    RealPredictions,
     Resampled,
-    correlation,
-    difference_interval,
-    front,
-    mean_interval,
+    difference,
+    estimates,
     resample,
 )
+from tubelet.evaluate.noise import correlation, difference_interval, front, mean_interval
 
 
 def answers(seed: int, clips: int = 90, classes: int = 4, skill: float = 0.5, draws: int = 1) -> Predictions:
@@ -34,36 +35,56 @@ def answers(seed: int, clips: int = 90, classes: int = 4, skill: float = 0.5, dr
 GROUP = np.array([f"g{i // 5}" for i in range(90)])
 
 
-def test_a_runs_value_and_interval_are_those_of_its_own_estimate() -> None:
-    made = answers(0, draws=2)
-    group = np.tile(GROUP, 2)
-    for metric in ("macro_recall", "top1", "f1_macro", "map"):
-        own = estimates(made, GROUP)[metric]
-        found = mean_interval([resample(made, group, metric)])
+def drawn(made: Answers, metric: str = "macro_recall") -> Resampled:
+    return resample(made, GROUP, [metric])[metric]
+
+
+def test_of_one_run_intervals_are_those_of_its_own_estimate() -> None:
+    made, other = answers(0, draws=2), answers(1, draws=2)
+    for metric in made.metrics:
+        own, apart = estimates(made, GROUP)[metric], difference(made, other, GROUP, metric)
+        found = mean_interval([drawn(made, metric)])
+        pair = difference_interval([drawn(made, metric)], [drawn(other, metric)])
         assert (found.value, found.low, found.high) == pytest.approx((own.value, own.low, own.high), abs=1e-9)
+        assert (pair.value, pair.low, pair.high) == pytest.approx(
+            (apart.value, apart.low, apart.high), abs=1e-9
+        )
+
+
+def test_intervals_of_shares_stay_where_shares_are() -> None:
+    """Two seeds far apart, widened by Student's t, would reach far beyond; the error in its unit does."""
+
+    def runs(metric: str, *values: float) -> list[Resampled]:
+        return [Resampled(metric, np.array([value]), np.full(2000, value)) for value in values]
+
+    for metric in ("macro_recall", "map"):
+        far, near = runs(metric, 0.4, 1.0), runs(metric, 0.0, 0.6)
+        alone, apart = mean_interval(far), difference_interval(far, near)
+        assert (alone.value, alone.low, alone.high) == (pytest.approx(0.7), 0, 1)
+        assert (apart.value, apart.low, apart.high) == (pytest.approx(0.4), -1, 1)
+    error = mean_interval(runs("mae", 0.4, 1.0))
+    assert error.low < 0 and error.high > 1
 
 
 def test_values_equal_scikit_learns() -> None:
     made = answers(1)
-    said = resample(made, GROUP, "macro_recall").value
+    said = drawn(made).value
     assert said == pytest.approx(recall_score(made.label, made.predicted, average="macro"))
     truth = made.label[:, None] == np.arange(4)
-    assert resample(made, GROUP, "map").value == pytest.approx(average_precision_score(truth, made.scores))
+    assert drawn(made, "map").value == pytest.approx(average_precision_score(truth, made.scores))
 
 
 def test_numbers_are_resampled_too() -> None:
     random = np.random.default_rng(2)
     truth = random.normal(size=90)
     made = RealPredictions(np.arange(90), np.zeros(90, np.int64), truth, truth + 0.1 * random.normal(size=90))
-    found = mean_interval([resample(made, GROUP, "r2")])
+    found = mean_interval([drawn(made, "r2")])
     assert 0.98 < found.low < found.value < found.high < 1
-    with pytest.raises(KeyError):
-        resample(made, GROUP, "top1")
 
 
 def test_pairs_see_the_same_groups() -> None:
     """A difference to itself is zero for certain, though the score itself is not certain at all."""
-    run = resample(answers(3), GROUP, "macro_recall")
+    run = drawn(answers(3))
     again = difference_interval([run], [run])
     assert (again.value, again.low, again.high) == (0.0, 0.0, 0.0) and not again.clear
     alone = mean_interval([run])
@@ -72,10 +93,9 @@ def test_pairs_see_the_same_groups() -> None:
 
 def test_a_better_arm_is_seen_and_an_equal_one_is_not() -> None:
     good, better = (
-        [resample(answers(s, skill=k), GROUP, "macro_recall") for s in seeds]
-        for seeds, k in ((range(3), 0.2), (range(10, 13), 0.9))
+        [drawn(answers(s, skill=k)) for s in seeds] for seeds, k in ((range(3), 0.2), (range(10, 13), 0.9))
     )
-    equal = [resample(answers(s, skill=0.2), GROUP, "macro_recall") for s in range(20, 23)]
+    equal = [drawn(answers(s, skill=0.2)) for s in range(20, 23)]
     assert difference_interval(better, good).clear
     assert difference_interval(better, good).low > 0 > difference_interval(good, better).high
     assert not difference_interval(good, equal).clear
@@ -93,7 +113,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says(
 
     def side(effect: np.ndarray) -> list[Resampled]:
         table = effect + random.normal(0, spread, size=(seeds, 1)) + random.normal(0, own, size=(seeds, 30))
-        return [Resampled(float(row.mean()), weight @ row) for row in table]
+        return [Resampled("mae", row.mean(keepdims=True), weight @ row) for row in table]
 
     for _ in range(trials):
         found = difference_interval(side(random.normal(0, groups, size=30)), side(np.zeros(30)))
@@ -102,8 +122,8 @@ def test_an_interval_covers_the_truth_as_often_as_it_says(
 
 
 def test_one_seed_says_nothing_of_others() -> None:
-    run = resample(answers(4), GROUP, "macro_recall")
-    low, high = np.quantile(run.draws, (0.025, 0.975))
+    run = drawn(answers(4))
+    low, high = np.quantile(run.resamples, (0.025, 0.975))
     assert (mean_interval([run]).low, mean_interval([run]).high) == (low, high)
 
 

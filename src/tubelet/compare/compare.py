@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from tubelet.compare.execute import Manner, carry_out
-from tubelet.compare.plan import RETRIEVAL, Arm, Eval, Plan, Task, check_knobs, readable
+from tubelet.compare.plan import RETRIEVAL, Arm, Eval, Plan, Task, check_knobs, readable, task_name
+from tubelet.compare.saved import COMPARE, named
 from tubelet.data.manifest import Manifest, read_manifest
 from tubelet.errors import UserError, nearest
 from tubelet.evaluate.comparison import read_comparison
 from tubelet.evaluate.probe import Judging, check_folds
 from tubelet.evaluate.score import KINDS, Kind
+from tubelet.evaluate.tasks import TRAIN
+from tubelet.evaluate.tasks import Task as Judged
+from tubelet.evaluate.values import RealTask
 from tubelet.recipes import find_recipe, own_knobs, run_recipe
 from tubelet.recipes.knobs import about_knobs
 from tubelet.recipes.quiet import quietly
@@ -23,6 +27,7 @@ from tubelet.report.comparison import comparison_report
 
 METHODS = ("videomae", "vjepa", "salt", "layerlock", "blockwise")
 PROBES = ("linear", "knn", "attentive", RETRIEVAL)
+HEADLINES = ("macro_recall", "top1", "top5", "f1_macro", "map", "auroc")
 POSITIONS = "sincos"  # one encoder for all: VideoMAE's and V-JEPA's own
 
 
@@ -48,9 +53,9 @@ def compare(
     data: videos to pretrain on; of a list with a split column its training rows alone. budgets: FLOPs of a whole
     run by formula: a SALT budget contains its teacher, frozen parts and target passes are charged. methods:
     recipes. sizes: of the encoder (default: what fits the machine). tasks: labelled lists to evaluate on
-    (default: ``data``). folds: see `tasks.folds`. probes: kinds of `probe`, and "retrieval". headline: the metric that
-    is ranked by. settings: knobs of single methods, ``METHOD.KNOB=VALUE``. unlabelled: as `tasks.read_task`. manner: how runs are
-    done. knobs: shared ones, for all runs.
+    (default: ``data``). folds: see `tasks.folds`. probes: kinds of `probe`, "retrieval". headline: the metric
+    that is ranked by. settings: knobs of single methods, ``METHOD.KNOB=VALUE``. unlabelled: as `tasks.read_task`.
+    manner: how runs are done. knobs: shared ones, for all runs.
     Interrupted and called again it goes on run by run; more methods, budgets, sizes, seeds, tasks and probes may
     be added then. Raises UserError for whatever is wrong with data, labels, knobs or ``out``, before it trains.
     """
@@ -62,20 +67,21 @@ def compare(
     manifest = read_manifest(data)
     manner = manner or Manner()
     evals_of = known_probes(probes)
-    labelled = read_tasks(data, tasks, folds, unlabelled, evals_of)
+    labelled = read_tasks(data, tasks, folds, unlabelled, evals_of, headline)
     model, shared = same_for_all(data, methods[0], manifest, shared, own.get(methods[0], {}), sizes)
     arms = [
-        Arm(_name(method, size, budget, sizes, budgets), method, method, size, budget, own.get(method, {}))
+        Arm(method, method, method, size, budget, own.get(method, {}))
         for budget in budgets
         for size in (sizes or [model])
         for method in methods
     ]
     plan = Plan(
-        kind="compare",
+        kind=COMPARE,
         name="compare",
         title=f"{', '.join(methods)} at equal compute",
         question="Which method gives the best encoder for the compute that can be paid?",
         data=data,
+        digest=manifest.digest(),
         clips=readable(manifest, shared),
         tasks=labelled,
         evals=tuple(
@@ -83,7 +89,7 @@ def compare(
         ),
         headline=headline,
         seeds=read_seeds(seeds),
-        arms=tuple(arms),
+        arms=tuple(named(arms)),
         knobs=shared,
         unlabelled=unlabelled,
         not_equal=(
@@ -92,6 +98,7 @@ def compare(
             "equal are the steps, the clips seen, wall clock and memory (in the table), and what each recipe brings: "
             "masks, rates, weight decay, the second network's size.",
             "Each method has the rates of its paper, scaled to batch and width; none was tuned on this data.",
+            *told(settings, manifest, shared),
             *side_by_side(manner),
         ),
         command=f"tubelet {shlex.join(sys.argv[1:])}",
@@ -131,14 +138,14 @@ def read_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, 
         if method not in methods:
             raise UserError(f'"{word}": "{method}" is not among the methods {", ".join(methods)}')
         knob = knob.replace("-", "_")
-        check_knobs({knob: text}, [method])
+        check_knobs({knob: text}, [method], alone=True)
         known = {name: kind for name, (kind, *_) in {**about_knobs(), **own_knobs(method)}.items()}
         found.setdefault(method, {})[knob] = read_word(known[knob], text, word)
     return found
 
 
 def read_tasks(
-    data: str, tasks: Sequence[str], folds: int, unlabelled: str, probes: Sequence[str]
+    data: str, tasks: Sequence[str], folds: int, unlabelled: str, probes: Sequence[str], headline: str
 ) -> tuple[Task, ...]:
     """The labelled lists, each tried out: what is wrong with labels or groups shows before hours of training."""
     found: dict[str, Task] = {}
@@ -151,18 +158,36 @@ def read_tasks(
         judging = Judging(folds=folds, unlabelled=unlabelled)
         try:
             for kind in kinds:
-                check_folds(judging.task(manifest, cast(Kind, kind)), folds)
+                task = judging.task(manifest, cast(Kind, kind))
+                check_folds(task, folds)
+                check_headline(headline, task)
         except UserError as error:
             hint = "" if tasks else "; name labelled videos to evaluate on with --tasks"
             raise UserError(f"{error}{hint}") from error
-        found[name] = Task(name, source, folds)
+        found[name] = Task(name, source, folds, manifest.digest())
     return tuple(found.values())
 
 
-def task_name(source: str) -> str:
-    """The list's name, or its folder's where the list is called labels or manifest."""
-    path = Path(source)
-    return path.resolve().parent.name if path.stem in ("labels", "manifest") else path.stem or path.name
+def check_headline(headline: str, task: Judged | RealTask) -> None:
+    """Raises UserError for a metric that probes of ``task`` do not have."""
+    if isinstance(task, RealTask):
+        return  # numbers are judged by R²
+    known = [name for name in HEADLINES if name != "top5" or len(task.classes) > 5]
+    if headline not in known:
+        raise UserError(
+            f'headline="{headline}" is no metric here{nearest(headline, known)} (there are: {", ".join(known)})'
+        )
+
+
+def told(settings: Sequence[str], manifest: Manifest, shared: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of knobs of single methods, and of test clips among those that are pretrained on."""
+    notes = [f"Set for single methods: {', '.join(settings)}."] if settings else []
+    if "split" not in shared:
+        notes.append(
+            "The videos to pretrain on have no split, or all splits were asked for: clips that are evaluated on may be "
+            "among them, without their labels, for all methods alike."
+        )
+    return notes
 
 
 def known_probes(probes: Sequence[str]) -> tuple[str, ...]:
@@ -185,8 +210,8 @@ def same_for_all(
 ) -> tuple[str, dict[str, Any]]:
     """Encoder's size and the shared knobs, those of clip and batch decided as ``recipe`` would decide them."""
     shared = {"positions": POSITIONS, **knobs}
-    if "split" not in shared and any(video.split for video in manifest.videos):
-        shared["split"] = "train"
+    if "split" not in shared and (training := sorted({v.split for v in manifest.videos if v.split in TRAIN})):
+        shared["split"] = ",".join(training)
     if sizes:
         shared["model"] = sizes[0]
     with quietly():
@@ -201,9 +226,3 @@ def same_for_all(
         "crop_size": chosen.crop_size,
         "batch_size": chosen.batch_size,
     }
-
-
-def _name(method: str, size: str, budget: float, sizes: Sequence[str], budgets: Sequence[float]) -> str:
-    """The method, and what tells it from the others of its name."""
-    words = [method, *([size] if len(sizes) > 1 else []), *([f"{budget:.3g}"] if len(budgets) > 1 else [])]
-    return " ".join(words)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.text import Text
 
-from tubelet.compare.live import done_share, progress_table, state_cost
-from tubelet.compare.plan import Plan, Run, grown, load_plan, save_plan, with_runs
+from tubelet.compare.length import with_runs
+from tubelet.compare.live import done_share, progress, state_cost
+from tubelet.compare.plan import Plan, Run
 from tubelet.compare.reuse import reuse
+from tubelet.compare.saved import grown, load_plan, save_plan
 from tubelet.compare.work import do_baseline, do_run
 from tubelet.errors import UserError
 from tubelet.recipes.fit import measure_flops_per_s
@@ -80,56 +83,68 @@ def carry_out(plan: Plan, out: Path, manner: Manner, draw: Callable[[Path], obje
         whole = settled()
         machine = {k: v for k, v in environment(World(device=device)).items() if k != "command"}
         whole = replace(whole, environment=machine)
+        save_plan(whole, out)
         if manner.reuse is not None:
             copied = reuse(whole, out, Path(manner.reuse))
             console.print(f"{copied} runs are taken over from {manner.reuse}", highlight=False)
         state_cost(whole, out, measure_flops_per_s(device), manner.jobs, console)
-        save_plan(whole, out)
-        failed = _execute(whole, out, manner.jobs, manner.threads, console)
-        draw(out)
+        failed = _execute(whole, out, manner, console)
+        try:
+            draw(out)
+        except UserError as error:
+            failed["the page"] = error
     if failed:
-        named = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        named = "; ".join(f"{name}: {error or type(error).__name__}" for name, error in failed.items())
         raise UserError(
-            f"{len(failed)} runs stopped, the others are done: {named}. Mend it and call the same command again; what "
-            f"each said is in {out / 'log'}"
+            f"{len(failed)} pieces of work stopped: {named}. Mend it and call the same command again, which does what "
+            f"is left; what each said is in {out / 'log'}"
         )
     console.print(f"{out / 'report.html'}", soft_wrap=True, highlight=False)
 
 
-def _execute(
-    plan: Plan, out: Path, jobs: int, threads: int | None, console: Console
-) -> dict[str, BaseException]:
-    """Name -> why, of the runs that were refused."""
-    waiting = [*(_run_job(plan, run, out, threads) for run in plan.runs), *_baseline_jobs(plan, out, threads)]
-    running: dict[Future[None], str] = {}
+def _execute(plan: Plan, out: Path, manner: Manner, console: Console) -> dict[str, BaseException]:
+    """Name -> why, of the pieces of work that stopped, or that waited for one that did."""
+    work = plan, out, manner.threads
+    waiting = [*(_run_job(run, *work) for run in plan.runs), *_baseline_jobs(*work)]
+    running: dict[Future[None], tuple[str, ProcessPoolExecutor]] = {}
     failed: dict[str, BaseException] = {}
     context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool,
-        Live(progress_table(plan, out), console=console, auto_refresh=False) as live,
-    ):
+    with Live(_shown(plan, out, ()), console=console, auto_refresh=False) as live:
         while waiting or running:
-            while len(running) < jobs and (job := next((job for job in waiting if job.ready()), None)):
+            while len(running) < manner.jobs and (job := next((job for job in waiting if job.ready()), None)):
                 waiting.remove(job)
-                running[pool.submit(job.function, *job.arguments())] = job.name
+                alone = ProcessPoolExecutor(
+                    1, mp_context=context
+                )  # a killed process breaks its pool, not the others'
+                running[alone.submit(job.function, *job.arguments())] = job.name, alone
             if not running:
-                break  # what is left waits for a run that was refused
+                break
             done, _ = wait(running, timeout=EVERY, return_when=FIRST_COMPLETED)
             for future in done:
-                name = running.pop(future)
+                name, pool = running.pop(future)
+                pool.shutdown()
                 if (error := future.exception()) is not None:
                     failed[name] = error
-                    log.error(f"{name}: {error}")
+                    log.error(f"{name}: {error or type(error).__name__}")
                 elif not console.is_terminal:
                     log.info(f"{time.strftime('%H:%M:%S')} {name}: done, {len(waiting) + len(running)} left")
-            live.update(progress_table(plan, out), refresh=True)
+            live.update(_shown(plan, out, [name for name, _ in running.values()]), refresh=True)
+    failed |= {job.name: UserError("waits for a run that stopped") for job in waiting}
     return failed
 
 
-def _run_job(plan: Plan, run: Run, out: Path, threads: int | None) -> Job:
+def _shown(plan: Plan, out: Path, running: Collection[str]) -> RenderableType:
+    """What is known so far; a file that is damaged must not stop what is being trained."""
+    try:
+        return progress(plan, out, running)
+    except UserError as error:
+        return Text(str(error))
+
+
+def _run_job(run: Run, plan: Plan, out: Path, threads: int | None) -> Job:
     teacher = None if run.arm.teacher is None else plan.run_of(run.arm.teacher, run.seed)
     return Job(
-        f"{run.arm.name}, seed {run.seed}",
+        run.name,
         lambda: teacher is None or done_share(out, teacher) == 1,
         do_run,
         lambda: (plan, run, out, threads),

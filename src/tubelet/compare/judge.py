@@ -33,6 +33,8 @@ def judge_encoder(
     if not todo:
         return
     encoder = load_encoder(spec)
+    if isinstance(encoder.model, Pixels):
+        todo = [one for one in todo if one.probe != "finetune"]  # pixels have nothing to tune
     for task in plan.tasks:
         mine = [one for one in todo if one.task == task.name]
         manifest = read_manifest(task.data)
@@ -77,7 +79,8 @@ def _judge(
         unlabelled=plan.unlabelled,
         draws=plan.draws,
     )
-    judge(encoder, manifest, features, kind, judging, device=_device(plan)).save(folder)
+    frames = None if plan.knobs.get("cache_dir") is None else Path(plan.knobs["cache_dir"])
+    judge(encoder, manifest, features, kind, judging, device=_device(plan), frame_cache=frames).save(folder)
 
 
 def _device(plan: Plan) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from tubelet.compare.plan import Plan, Run
+from tubelet.evaluate.comparison import read_comparison
+from tubelet.report.overview import comparison_table
 from tubelet.report.units import flops
 from tubelet.train.report import duration
 
@@ -58,45 +62,18 @@ def state_cost(plan: Plan, out: Path, rate: float, jobs: int, console: Console) 
     )
 
 
-def progress_table(plan: Plan, out: Path) -> Table:
-    """Where every arm stands: each seed's state, last loss, health, and the headline of each evaluation."""
-    table = Table(title=plan.title, title_justify="left")
-    shown = [one for one in plan.evals if one.probe != "retrieval" and one.labels is None][:4] or list(
-        plan.evals[:4]
-    )
-    for column in (
-        "arm",
-        "FLOPs",
-        *(f"seed {seed}" for seed in plan.seeds),
-        "loss",
-        "health",
-        *(e.key for e in shown),
-    ):
-        table.add_column(column)
-    for arm in plan.arms:
-        mine = [run for run in plan.runs if run.arm.key == arm.key]
-        losses = [
-            last["train/loss"]
-            for run in mine
-            if (last := last_row(out / run.folder)) and "train/loss" in last
-        ]
-        states = [_read(out / run.folder / "run.json").get("verdict", {}).get("state") for run in mine]
-        told = [state for state in states if state]
-        health = ", ".join(f"{told.count(state)} {state}" for state in dict.fromkeys(told))
-        table.add_row(
-            arm.name,
-            flops(mine[0].planned.total_flops),
-            *(_state(plan, out, run) for run in mine),
-            f"{statistics.fmean(losses):.3g}" if losses else "",
-            health,
-            *(_headline(plan, [out / run.folder for run in mine], one.key) for one in shown),
-        )
-    bases = plan.baselines()
-    for name in dict.fromkeys(base["arm"] for base in bases):
-        folders = [out / base["folder"] for base in bases if base["arm"] == name]
-        scores = [_headline(plan, folders, one.key) for one in shown]
-        table.add_row(name, "", *("" for _ in plan.seeds), "", "", *scores)
-    return table
+def progress(plan: Plan, out: Path, running: Collection[str]) -> Group:
+    """What every arm has reached, and how far each of the ``running`` pieces of work is (by `Run.name`)."""
+    lines = []
+    for run in plan.runs:
+        if run.name in running:
+            row, share = last_row(out / run.folder), done_share(out, run)
+            loss = f", loss {row['train/loss']:.4g}" if row else ""
+            lines.append(
+                f"{run.name}: {'evaluating' if share == 1 else f'{share:.0%} of {run.planned.steps:,} steps'}{loss}"
+            )
+    lines += [f"{name}: evaluating" for name in running if name not in {run.name for run in plan.runs}]
+    return Group(comparison_table(read_comparison(out)), *(Text(line) for line in lines))
 
 
 def done_share(out: Path, run: Run) -> float:
@@ -128,27 +105,6 @@ def last_row(folder: Path) -> dict[str, float] | None:
         if isinstance(row, dict) and row.get("train/loss") is not None:
             return row
     return None
-
-
-def _state(plan: Plan, out: Path, run: Run) -> str:
-    share = done_share(out, run)
-    if share == 1:
-        left = sum(not (out / run.folder / "eval" / one.key / "results.json").is_file() for one in plan.evals)
-        return "done" if not left else f"{len(plan.evals) - left} of {len(plan.evals)} evaluated"
-    return f"{share:.0%}" if share else "to do"
-
-
-def _headline(plan: Plan, folders: list[Path], key: str) -> str:
-    values = []
-    for folder in folders:
-        metrics = _read(folder / "eval" / key / "results.json").get("metrics", {})
-        found = next((value for name, value in metrics.items() if name.startswith(plan.headline)), None)
-        if isinstance(found, dict):
-            values.append(100 * found["value"])
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
 
 
 def _pace(plan: Plan, out: Path, method: str) -> float | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.compare.live import done_share
-from tubelet.compare.plan import MAY_DIFFER, Plan, Run, load_plan
+from tubelet.compare.plan import Plan, Run
+from tubelet.compare.saved import MAY_DIFFER, load_plan
 from tubelet.errors import UserError
 from tubelet.files import replace_folder
 

@@ -21,7 +21,6 @@ import torch
 
 from tubelet.compare.judge import judge_encoder
 from tubelet.compare.plan import Plan, Run, knobs_of
-from tubelet.errors import UserError
 from tubelet.recipes import run_recipe
 from tubelet.train.checkpoint import found
 
@@ -93,7 +92,7 @@ def _logged(file: Path) -> Iterator[None]:
         log.setLevel(logging.INFO)
         try:
             yield
-        except UserError:
+        except BaseException:  # whatever it was, the log is where people look for it
             log.exception("stopped")
             raise
         finally:

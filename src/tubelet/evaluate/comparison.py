@@ -302,15 +302,20 @@ def _metric(probe: str, headline: str) -> str:
 def _stages(
     out: Path, run: Mapping[str, Any], places: Mapping[tuple[str, int], Any], arms: Sequence[Arm]
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """What a run stands on: name and {"folder", and if it is a run of its own "planned_flops", "steps"}."""
+    """What a run stands on: name and {"folder", and if it is a run of its own "planned_flops", "steps"}.
+
+    Its own earlier stages, its teacher, that one's stages and teacher, and so on.
+    """
     inner = sorted((out / run["folder"]).glob("*/metrics.jsonl"))
     own: list[tuple[str, Mapping[str, Any]]] = [
         (file.parent.name, {"folder": str(file.parent.relative_to(out))}) for file in inner
     ]
     teacher = next(arm.teacher for arm in arms if arm.name == run["arm"])
-    if teacher is not None:
-        own.append((teacher, places[teacher, run["seed"]]))
-    return own
+    if teacher is None:
+        return own
+    below = places[teacher, run["seed"]]
+    further = [(f"{teacher}: {name}", stage) for name, stage in _stages(out, below, places, arms)]
+    return [*own, (teacher, below), *further]
 
 
 def _read_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Estimate:
 
     Scores are in [0, 1], but "r2", which is at most 1, and "mae", which is in the label's unit. The interval says
     how far other test groups could move the score of these trained probes; the sd says how far other training
-    labels could. Neither contains another pretraining run, unless several were given (see `estimates`).
+    labels could. Neither contains another pretraining run: see `noise`.
     """
 
     value: float
@@ -111,6 +111,24 @@ class RealPredictions:
 Answers: TypeAlias = Predictions | RealPredictions
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """One encoder's metric. values: float64 [label draws], on the test clips.
+
+    resamples: float64 [resamples], its mean over label draws on test groups drawn with replacement. Encoders that
+    were tested on the same groups and resampled with the same seed have seen the same groups.
+    """
+
+    metric: str
+    values: np.ndarray
+    resamples: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """Mean over label draws."""
+        return float(self.values.mean())
+
+
 def join(parts: Sequence[Answers]) -> Answers:
     """The predictions of several folds or draws, all of one kind."""
     clip, draw, label = (
@@ -131,118 +149,90 @@ def macro_recall(label: np.ndarray, correct: np.ndarray) -> float:
     return float(np.mean([correct[label == c].mean() for c in np.unique(label)]))
 
 
-def estimates(
-    answers: Answers | Sequence[Answers], group: np.ndarray | None, seed: int = 0
-) -> dict[str, Estimate]:
+def estimates(answers: Answers, group: np.ndarray | None, seed: int = 0) -> dict[str, Estimate]:
     """Every metric that is defined on the clips: mean over draws, interval over groups, sd over draws.
 
-    answers: of one encoder. Several are the same evaluation of encoders pretrained with other seeds: the value is
-    then their mean, the sd is over seeds, and the interval resamples groups and seeds (see `difference`).
-    group: [clips of the task] of names; None treats every clip as a group of its own.
+    answers: of one encoder. group: [clips of the task] of names; None treats every clip as a group of its own.
     Metrics of folds are of all folds' clips together; scores of several probes are then ranked in one list.
-    Raises ValueError if several answers are not to the same clips.
     """
-    seeds = _listed(answers)
-    _check_same(seeds)
     found = {}
-    for metric, (values, table) in _resample(seeds, group, seeds[0].metrics, seed).items():
-        if not np.isfinite(values).all():
+    for metric, made in resample(answers, group, answers.metrics, seed).items():
+        if not np.isfinite(made.values).all():
             continue  # R² of equal values, AUROC of one class
-        spread = values.mean(axis=1) if len(seeds) > 1 else values[0]
-        low, high = _interval(_over_seeds(table, seed, 0), float(values.mean()), metric)
-        if metric in RANKS:
-            low, high = max(low, 0.0), min(high, 1.0)  # the shift may lead out of what there is
-        sd = float(np.std(spread, ddof=1)) if len(spread) > 1 else None
-        found[metric] = Estimate(float(values.mean()), low, high, sd)
+        low, high = interval(made.value, made.resamples, metric, lowest=0.0)
+        sd = float(np.std(made.values, ddof=1)) if len(made.values) > 1 else None
+        found[metric] = Estimate(made.value, low, high, sd)
     return found
 
 
 def difference(
-    one: Answers | Sequence[Answers],
-    other: Answers | Sequence[Answers],
-    group: np.ndarray | None,
-    metric: str = "macro_recall",
-    seed: int = 0,
+    one: Answers, other: Answers, group: np.ndarray | None, metric: str = "macro_recall", seed: int = 0
 ) -> Estimate:
     """Score of ``one`` minus that of ``other`` on the same clips, with its paired bootstrap interval over groups.
 
     Two encoders err on the same hard clips, so this interval is narrower than the two apart suggest. Zero
-    outside it: the difference is not the choice of test groups. Several answers are encoders pretrained with
-    several seeds: their means are compared, and each side's seeds are resampled too, independently of the other
-    side's, their spread widened by sqrt(n / (n - 1)) because so few are drawn from themselves (ours). An interval
-    over two or three seeds is rough all the same. A single answer says nothing of other seeds.
+    outside it: the difference is not the choice of test groups. It says nothing of other pretraining seeds, which
+    `noise.difference_interval` draws too. group: as of `estimates`.
     Raises ValueError if the clips differ or ``metric`` is not measured here.
     """
-    sides = _listed(one), _listed(other)
-    _check_same([*sides[0], *sides[1]])
-    if metric not in sides[0][0].metrics:
-        raise ValueError(f'metric="{metric}" is unknown; there are {", ".join(sides[0][0].metrics)}')
-    found = [_resample(side, group, [metric], seed)[metric] for side in sides]
-    first, second = (_over_seeds(side.table, seed, place) for place, side in enumerate(found))
-    value = float(found[0].values.mean() - found[1].values.mean())
-    return Estimate(value, *_interval(first - second, value, metric))
+    _check_same(one, other)
+    first, second = (resample(answers, group, [metric], seed)[metric] for answers in (one, other))
+    value = first.value - second.value
+    return Estimate(value, *interval(value, first.resamples - second.resamples, metric, lowest=-1.0))
 
 
-def _interval(resampled: np.ndarray, value: float, metric: str) -> tuple[float, float]:
-    """The middle 95 % of the resamples, for rank metrics moved so that their mean is the value.
+def resample(
+    answers: Answers, group: np.ndarray | None, metrics: Sequence[str], seed: int = 0
+) -> dict[str, Resampled]:
+    """``metrics`` of one encoder's ``answers``, on the clips and on draws of as many groups with replacement.
+
+    There are RESAMPLES draws, of rank metrics of very large test sets fewer. group: as of `estimates`.
+    Raises ValueError if one of ``metrics`` is not measured here.
+    """
+    for metric in metrics:
+        if metric not in answers.metrics:
+            raise ValueError(f'metric="{metric}" is unknown; there are {", ".join(answers.metrics)}')
+    names = np.unique(answers.clip if group is None else group[answers.clip])
+    parts = [answers.of_draw(d) for d in np.unique(answers.draw)]
+    places = [np.searchsorted(names, p.clip if group is None else group[p.clip]) for p in parts]
+    tables = {metric: np.zeros(_resamples(metric, answers)) for metric in metrics}
+    done = 0
+    for weight in _weights(len(names), max(map(len, tables.values())), len(answers.clip), seed):
+        for part, place in zip(parts, places, strict=True):
+            drawn = weight[:, place]  # [resamples, clips]
+            for metric, table in tables.items():
+                asked = drawn[: max(0, len(table) - done)]
+                table[done : done + len(asked)] += part.measure(metric, asked) / len(parts)
+        done += len(weight)
+    return {
+        metric: Resampled(metric, np.array([_once(part, metric) for part in parts]), table)
+        for metric, table in tables.items()
+    }
+
+
+def interval(
+    value: float, resamples: np.ndarray, metric: str, lowest: float, around: np.ndarray | float = 0.0
+) -> tuple[float, float]:
+    """The middle 95 % of ``resamples + around``, for rank metrics moved so that the mean of ``resamples`` is the value.
 
     A clip drawn twice ranks beside itself, so average precision is higher on most resamples than on the clips
     themselves, the more so the worse the scores; without the shift the value can lie outside its interval (ours).
+    lowest: 0 of a score, -1 of a difference; the interval of a share lies in [lowest, 1], where the shift and
+    ``around`` may lead out of it. R² and the error have no such bounds. around: float64 [resamples], what else moves
+    the score, about zero.
     """
-    low, high = np.nanquantile(resampled, (0.025, 0.975))
-    shift = value - np.nanmean(resampled) if metric in RANKS else 0.0
-    return float(low + shift), float(high + shift)
+    low, high = np.nanquantile(resamples + around, (0.025, 0.975))
+    shift = value - np.nanmean(resamples) if metric in RANKS else 0.0
+    low, high = float(low + shift), float(high + shift)
+    return (low, high) if metric in ERRORS else (max(low, lowest), min(high, 1.0))
 
 
-def _listed(answers: Answers | Sequence[Answers]) -> list[Answers]:
-    found = [answers] if isinstance(answers, Predictions | RealPredictions) else list(answers)
-    if not found:
-        raise ValueError("there are no predictions to score")
-    return found
-
-
-def _check_same(answers: Sequence[Answers]) -> None:
-    """All must be of the same clips, draws and labels, in whatever order."""
-    keys = [np.lexsort((p.draw, p.clip)) for p in answers]
+def _check_same(one: Answers, other: Answers) -> None:
+    """Both must be of the same clips, draws and labels, in whatever order."""
+    mine, theirs = (np.lexsort((p.draw, p.clip)) for p in (one, other))
     for name in ("clip", "draw", "label"):
-        first = getattr(answers[0], name)[keys[0]]
-        if not all(np.array_equal(first, getattr(p, name)[k]) for p, k in zip(answers, keys, strict=True)):
+        if not np.array_equal(getattr(one, name)[mine], getattr(other, name)[theirs]):
             raise ValueError(f"the probes were tested on different {name}s; they cannot be paired")
-
-
-class _Resampled(NamedTuple):
-    """A metric of every seed and draw [seeds, draws]; of every seed, mean over draws, on resamples [seeds, count]."""
-
-    values: np.ndarray
-    table: np.ndarray
-
-
-def _resample(
-    seeds: Sequence[Answers], group: np.ndarray | None, metrics: Sequence[str], seed: int
-) -> dict[str, _Resampled]:
-    names = np.unique(seeds[0].clip if group is None else group[seeds[0].clip])
-    draws = [[answers.of_draw(d) for d in np.unique(answers.draw)] for answers in seeds]
-    places = [
-        [np.searchsorted(names, p.clip if group is None else group[p.clip]) for p in parts] for parts in draws
-    ]
-    counts = {metric: _resamples(metric, seeds[0]) for metric in metrics}
-    tables = {metric: np.zeros((len(seeds), counts[metric])) for metric in metrics}
-    done = 0
-    for weight in _weights(len(names), max(counts.values()), len(seeds[0].clip), seed):
-        for row, (parts, where) in enumerate(zip(draws, places, strict=True)):
-            for part, place in zip(parts, where, strict=True):
-                drawn = weight[:, place]  # [resamples, clips]
-                for metric, table in tables.items():
-                    asked = drawn[: max(0, counts[metric] - done)]
-                    found = part.measure(metric, asked)
-                    table[row, done : done + len(asked)] += found / len(parts)
-        done += len(weight)
-    return {
-        metric: _Resampled(
-            np.array([[_once(part, metric) for part in parts] for parts in draws]), tables[metric]
-        )
-        for metric in metrics
-    }
 
 
 def _once(answers: Answers, metric: str) -> float:
@@ -262,13 +252,3 @@ def _weights(groups: int, count: int, clips: int, seed: int) -> Iterator[np.ndar
     for start in range(0, count, chunk):
         size = min(chunk, count - start)
         yield generator.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.float64)
-
-
-def _over_seeds(table: np.ndarray, seed: int, side: int) -> np.ndarray:
-    """The mean over resampled seeds: float64 [resamples] from [seeds, resamples]."""
-    n, count = table.shape
-    mean = table.mean(axis=0)
-    if n == 1:
-        return mean
-    drawn = np.random.default_rng([seed, side]).multinomial(n, np.full(n, 1 / n), size=count).T / n
-    return mean + np.sqrt(n / (n - 1)) * ((drawn * table).sum(axis=0) - mean)

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtrit  # scikit-learn, which we depend on, depends on scipy
 
-from tubelet.evaluate.metrics import RANKS, RESAMPLES, Answers
+from tubelet.evaluate.metrics import RESAMPLES, Resampled, interval
 
-_CHUNK = 2**21  # weights held at once
 _PERMUTATIONS = 10_000
 SAME = 0.01  # of a cost
-
-
-@dataclass(frozen=True)
-class Resampled:
-    """One run's metric. value: on the test clips. draws: float64 [RESAMPLES], on test groups drawn with replacement.
-
-    Runs that were tested on the same groups and drawn with the same seed have seen the same draws.
-    """
-
-    value: float
-    draws: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,29 +43,10 @@ class Correlation:
     n: int
 
 
-def resample(answers: Answers, group: np.ndarray, metric: str, seed: int = 0) -> Resampled:
-    """``metric`` of ``answers``, mean over label draws, on the clips and on RESAMPLES draws of their groups.
-
-    group: [m], the name of each answer's group. Raises KeyError if ``metric`` is not measured there.
-    """
-    names, place = np.unique(group, return_inverse=True)
-    parts = [(answers.of_draw(d), place[answers.draw == d]) for d in np.unique(answers.draw)]
-
-    def measured(weight: np.ndarray) -> np.ndarray:
-        return np.mean([part.measure(metric, weight[:, mine]) for part, mine in parts], axis=0)
-
-    value = float(measured(np.ones((1, len(names))))[0])
-    chunks = _weights(len(names), max(1, _CHUNK // len(group)), seed)
-    draws = np.concatenate([measured(weight) for weight in chunks])
-    if metric in RANKS:
-        # a clip drawn twice ranks beside itself, so these are too high on resamples (as `metrics.estimates` does)
-        draws = draws + value - np.nanmean(draws)
-    return Resampled(value, draws)
-
-
 def mean_interval(runs: Sequence[Resampled], seed: int = 0) -> Interval:
     """The mean over ``runs``, an arm's seeds; its interval draws test groups and seeds again.
 
+    runs: one metric of each seed, on the same draws of groups. The interval of a share lies in [0, 1].
     Source: ours. Few seeds drawn from themselves spread too little: of three, the interval of a difference that is
     seeds' noise alone covers the truth 80 times in 100. So what a draw of seeds adds to the mean of all is scaled by
     sqrt(n / (n - 1)), and by Student's t over the normal quantile for n - 1 degrees of freedom; then it is 95 in 100.
@@ -85,17 +54,20 @@ def mean_interval(runs: Sequence[Resampled], seed: int = 0) -> Interval:
     the mean has counted already. One run says nothing of other seeds: its interval is that of the test groups.
     """
     mean, around = _over_seeds(runs, seed, 0)
-    return _interval(float(np.mean([run.value for run in runs])), mean, around, len(runs) - 1)
+    value = float(np.mean([run.value for run in runs]))
+    wider = _widening(len(runs) - 1)
+    return Interval(value, *interval(value, mean, runs[0].metric, lowest=0.0, around=wider * around))
 
 
 def difference_interval(one: Sequence[Resampled], other: Sequence[Resampled], seed: int = 0) -> Interval:
     """Mean of ``one`` minus mean of ``other``, paired over test groups, each side's seeds drawn by themselves.
 
-    As `mean_interval`, with the degrees of freedom of both sides together. The runs must have seen the same draws.
+    As `mean_interval`, with the degrees of freedom of both sides together, and in [-1, 1] for a share.
     """
     (mean, around), (other_mean, other_around) = _over_seeds(one, seed, 0), _over_seeds(other, seed, 1)
     value = float(np.mean([run.value for run in one]) - np.mean([run.value for run in other]))
-    return _interval(value, mean - other_mean, around - other_around, len(one) + len(other) - 2)
+    around = _widening(len(one) + len(other) - 2) * (around - other_around)
+    return Interval(value, *interval(value, mean - other_mean, one[0].metric, lowest=-1.0, around=around))
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -144,16 +116,9 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
 
 
-def _weights(groups: int, chunk: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn, float64 [draws, groups], some draws at a time: RESAMPLES in all."""
-    weight = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
-    for start in range(0, RESAMPLES, chunk):
-        yield weight[start : start + chunk].astype(np.float64)
-
-
 def _over_seeds(runs: Sequence[Resampled], seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [RESAMPLES]: all seeds' mean on drawn groups; how far the mean of drawn seeds is from that of all."""
-    n, mean = len(runs), np.mean([run.draws for run in runs], axis=0)
+    """float64 [resamples]: all seeds' mean on drawn groups; how far the mean of drawn seeds is from that of all."""
+    n, mean = len(runs), np.mean([run.resamples for run in runs], axis=0)
     if n == 1:
         return mean, np.zeros_like(mean)
     values = np.array([run.value for run in runs])
@@ -161,7 +126,6 @@ def _over_seeds(runs: Sequence[Resampled], seed: int, side: int) -> tuple[np.nda
     return mean, np.sqrt(n / (n - 1)) * (share @ (values - values.mean()))
 
 
-def _interval(value: float, mean: np.ndarray, around: np.ndarray, freedom: int) -> Interval:
-    scale = stdtrit(freedom, 0.975) / 1.96 if freedom else 0.0
-    low, high = np.nanquantile(mean + scale * around, (0.025, 0.975))
-    return Interval(value, float(low), float(high))
+def _widening(freedom: int) -> float:
+    """Student's t over the normal quantile; 0 where no side has a second seed."""
+    return float(stdtrit(freedom, 0.975)) / 1.96 if freedom else 0.0

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from tubelet.errors import UserError
 from tubelet.evaluate.comparison import Arm, Comparison, Evaluation
-from tubelet.evaluate.metrics import Answers
-from tubelet.evaluate.noise import Interval, Resampled, difference_interval, mean_interval, resample
+from tubelet.evaluate.metrics import Answers, Resampled, resample
+from tubelet.evaluate.noise import Interval, difference_interval, mean_interval
 from tubelet.evaluate.saved import PREDICTIONS, read_predictions
 from tubelet.files import replace_file
 
@@ -114,8 +114,7 @@ def _resampled(found: Comparison, one: Evaluation, seed: int) -> dict[str, list[
                     f"{folder} and {first[0]} are about different clips or labels, so the two cannot be compared; "
                     "remove the older of the two and call the same command again"
                 )
-            group = answers.clip if saved.group is None else saved.group[answers.clip]
-            tables.setdefault(arm.name, []).append(resample(answers, group, metric, seed))
+            tables.setdefault(arm.name, []).append(resample(answers, saved.group, [metric], seed)[metric])
     return tables
 
 

@@ -9,6 +9,7 @@ from tubelet.compare.studies.study import Ask, Extra, Found, Study, standard
 from tubelet.report.comparison import Claim, PaperTable
 
 FREE, LOCKED, PIXELS = "no freezing", "freezing", "pixels alone"
+JUDGED = ("healthy", "partial collapse", "collapse")
 
 
 def arms(ask: Ask) -> list[Arm]:
@@ -35,6 +36,7 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
         for arm in found.comparison.trained
     }
     told = "; ".join(f"{name}: {', '.join(verdicts)}" for name, verdicts in states.items())
+    known = all(verdict in JUDGED for name in (FREE, LOCKED) for verdict in states[name])
     free = ["collapse" in verdict for verdict in states[FREE]]
     locked = ["collapse" in verdict for verdict in states[LOCKED]]
     _, words = found.compare(LOCKED, FREE)
@@ -44,7 +46,13 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
         "Without freezing the latent loss collapses the encoder: SSv2 50.1 with pixels alone, 3.7 with it (5.6 at a "
         "cosine weight).",
         f"{told}. {words}",
-        "held" if held else "not held" if any(locked) or not any(free) else "undecided",
+        "undecided"
+        if not known
+        else "held"
+        if held
+        else "not held"
+        if any(locked) or not any(free)
+        else "undecided",
         "Held where the health verdict is collapse, whole or partial, for every run without freezing "
         "and for none with it.",
     )

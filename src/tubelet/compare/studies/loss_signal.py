@@ -18,6 +18,7 @@ from tubelet.report.page import Page
 from tubelet.train.checkpoint import step_of
 
 CHECKPOINTS = 10
+FEWEST = 3  # checkpoints that a correlation needs
 ARMS = ("salt", "vjepa")
 SIGNALS = {"train/loss": "loss", "repr/rankme": "RankMe"}
 WINDOW = 0.05  # of the run before a checkpoint, over which its loss is averaged
@@ -28,7 +29,10 @@ def arms(ask: Ask) -> list[Arm]:
     found = []
     for recipe in ARMS:
         own = ask.own.get(recipe, {})
-        every = own.get("keep_every") or max(1, ask.steps(recipe) // CHECKPOINTS)
+        last = (
+            1 - own.get("teacher_share", 1 / 3) if recipe == "salt" else 1.0
+        )  # of the steps, for the last stage
+        every = own.get("keep_every") or max(1, int(last * ask.steps(recipe)) // CHECKPOINTS)
         found.append(
             ask.arm(recipe, recipe, knobs={"save_every": every, "keep_every": every, "keep": 1, **own})
         )
@@ -48,7 +52,7 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
         for arm in ARMS:
             for key, name in SIGNALS.items():
                 each = [_correlate(points, key) for points in _runs(found, arm, one)]
-                known = [c for c in each if not math.isnan(c.r2)]
+                known = [c for c in each if c is not None and not math.isnan(c.r2)]
                 if not known:
                     continue
                 signed = [c.r2 * c.slope for c in known]
@@ -131,7 +135,8 @@ def _point(
     losses = [
         row["train/loss"]
         for row in rows
-        if step - max(10, WINDOW * steps) <= row["step"] < step and "train/loss" in row
+        if step - max(10, WINDOW * steps) <= row["step"] < step
+        and math.isfinite(row.get("train/loss", math.nan))
     ]
     ranks = [row["repr/rankme"] for row in rows if row["step"] <= step and "repr/rankme" in row]
     if losses:
@@ -141,8 +146,11 @@ def _point(
     return point
 
 
-def _correlate(points: Sequence[dict[str, float]], key: str) -> Correlation:
-    known = [(point[key], point["score"]) for point in points if key in point]
+def _correlate(points: Sequence[dict[str, float]], key: str) -> Correlation | None:
+    """Of a run's checkpoints; None if fewer than three have the signal."""
+    known = [(point[key], point["score"]) for point in points if math.isfinite(point.get(key, math.nan))]
+    if len(known) < FEWEST:
+        return None
     return correlation([x for x, _ in known], [y for _, y in known])
 
 

@@ -14,7 +14,7 @@ SHARES = {"1/2": 1 / 2, "1/3": 1 / 3, "1/6": 1 / 6, "1/12": 1 / 12}
 
 
 def arms(ask: Ask) -> list[Arm]:
-    """SALT with four shares of the steps for the teacher, a student's student, and V-JEPA, all for the same FLOPs."""
+    """SALT with four shares of the steps for the teacher, and V-JEPA, for the same FLOPs; and a student's student."""
     third = max(1, ask.steps("salt", {"teacher_share": 1 / 3}) // 3)
     return [
         *(
@@ -29,7 +29,7 @@ def arms(ask: Ask) -> list[Arm]:
 
 
 def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
-    """Held if every split from 1/6 to 1/3 beats V-JEPA, and no other split beats them."""
+    """Held if SALT with the paper's own split beats V-JEPA; the best share is told, not tested."""
     best = []
     for one in found.evals():
         scores = {name: found.score(f"teacher {name}", one) for name in SHARES}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from tubelet.compare.plan import Arm
+from tubelet.compare.plan import Arm, task_name
 from tubelet.compare.studies.study import Ask, Extra, Found, Study, Verdict, all_of, standard
 from tubelet.evaluate.comparison import Evaluation
 from tubelet.nn.vit import MODELS, parse_size
@@ -42,7 +41,7 @@ def arms(ask: Ask) -> list[Arm]:
             note="a control of ours: one step at a rate near 0",
         ),
         *(
-            ask.arm(f"{TEACHER}trained on {Path(source).stem}", "salt-teacher", steps=steps, data=source)
+            ask.arm(f"{TEACHER}trained on {task_name(source)}", "salt-teacher", steps=steps, data=source)
             for source in ask.sources
         ),
     ]
@@ -171,6 +170,7 @@ STUDY = Study(
     arms=arms,
     evals=standard,
     conclude=conclude,
+    teachers=True,
     not_equal=(
         "Students have equal steps, not equal FLOPs in all: teachers differ in cost, which is what is varied.",
     ),

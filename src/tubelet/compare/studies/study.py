@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tubelet.compare.plan import RETRIEVAL, Arm, Eval, Task, length
+from tubelet.compare.length import length
+from tubelet.compare.plan import RETRIEVAL, Arm, Eval, Task
 from tubelet.evaluate.comparison import Arm as CompetingArm
 from tubelet.evaluate.comparison import Comparison, Evaluation
 from tubelet.evaluate.noise import Interval
@@ -91,20 +92,28 @@ class Found:
 
         "not held" where it is worse beyond the noise on some task and better on none.
         """
-        better = worse = known = 0
+        better = worse = 0
         told = []
-        for one in self.evals(probe):
+        tasks = self.evals(probe)
+        for one in tasks:
             interval = self.difference(arm, other, one)
             if interval is None:
+                told.append(f"{one.task} not known yet")
                 continue
-            known += 1
             better, worse = better + (interval.low > 0), worse + (interval.high < 0)
             low, high = 100 * interval.low, 100 * interval.high
             told.append(f"{one.task} {100 * interval.value:+.1f} [{low:+.1f}, {high:+.1f}]")
-        words = f"{arm} minus {other}, points by the {probe} probe: {', '.join(told) or 'not known yet'}"
-        if known and better == known:
+        words = f"{arm} minus {other}, points by the {probe} probe: {', '.join(told)}"
+        if tasks and better == len(tasks):
             return "held", words
         return ("not held" if worse and not better else "undecided"), words
+
+    def worse(self, arm: str, other: str, probe: str = "linear") -> bool | None:
+        """Whether ``arm`` is worse than ``other`` beyond the noise on any task; None while a task is not known."""
+        intervals = [self.difference(arm, other, one) for one in self.evals(probe)]
+        if any(interval is not None and interval.high < 0 for interval in intervals):
+            return True
+        return None if None in intervals else False
 
     def _arm(self, name: str) -> CompetingArm:
         return next(arm for arm in self.comparison.arms if arm.name == name)
@@ -114,8 +123,9 @@ class Found:
 class Study:
     """An experiment that a paper is known for.
 
-    claim: what the paper says. paper: its numbers. arms, evals: what is run for an `Ask`. conclude: what our numbers
-    say, and figures of its own. checkpoints: evaluate every kept one. not_equal: what a reader must know.
+    paper: its numbers. arms, evals: what is run for an `Ask`. conclude: what our numbers say, and figures of its own.
+    checkpoints: evaluate every kept one. teachers: whether an `Ask`'s sizes and sources count. not_equal: what a
+    reader must know.
     """
 
     name: str
@@ -126,6 +136,7 @@ class Study:
     conclude: Callable[[Found], tuple[Claim, Sequence[Extra]]]
     evals: Callable[[Ask], Sequence[Eval]]
     checkpoints: bool = False
+    teachers: bool = False
     not_equal: tuple[str, ...] = ()
 
 
