@@ -249,7 +249,8 @@ def inner_folds(label: np.ndarray, group: np.ndarray | None, count: int, seed: i
     if group is not None and len(set(group)) > 1 and sizes.max() > 1:
         cut = _cut(label, group, min(count, len(set(group)), int(sizes.max())), seed)
         asked = [Fold(train, test[np.isin(label[test], label[train])]) for train, test in cut]
-        if usable := [fold for fold in asked if len(fold.train) and len(fold.test)]:
+        # one class alone is nothing to learn
+        if usable := [fold for fold in asked if len(fold.test) and len(np.unique(label[fold.train])) > 1]:
             return usable, ""
     note = (
         ""
