@@ -52,15 +52,15 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def plan_of(data: Path, **more: Any) -> Plan:
+def plan_of(folder: Path, **more: Any) -> Plan:
     arms = (Arm("videomae", "videomae", "videomae", "48x4x3", 1e9),)
-    task = Task("clips", str(data / "labels.csv"))
+    task = Task("clips", str(folder / "labels.csv"))
     given = {
         "kind": "compare",
         "name": "compare",
         "title": "t",
         "question": "q",
-        "data": str(data / "labels.csv"),
+        "data": str(folder / "labels.csv"),
         "digest": "d",
         "clips": 8,
         "tasks": (task,),
@@ -117,7 +117,8 @@ def test_a_budget_below_one_step_is_refused(videos: Path) -> None:
 
 
 def test_plans_come_back_as_they_were_saved_and_may_only_grow(videos: Path, tmp_path: Path) -> None:
-    plan = with_runs(plan_of(videos, seeds=(0, 1)))
+    arms = (Arm("videomae", "videomae", "videomae", "48x4x3", 1e9, {"area": (0.5, 1.0)}),)
+    plan = with_runs(plan_of(videos, seeds=(0, 1), arms=arms))
     save_plan(plan, tmp_path)
     assert load_plan(tmp_path) == plan
     more = grown(

@@ -16,7 +16,7 @@ from tubelet.files import replace_folder
 def reuse(plan: Plan, out: Path, other: Path) -> int:
     """Copies from the comparison in ``other`` the finished runs that ``plan`` has too; returns how many.
 
-    The same are recipe, encoder, seed, steps, data and every knob that changes a number. Their evaluations come along
+    The same are recipe, encoder, seed, steps, videos and every knob that changes a number. Their evaluations come along
     where the tasks are the same. Runs that learn from another run's encoder are not taken over.
     Raises UserError if ``other`` holds no comparison.
     """
@@ -43,10 +43,7 @@ def reuse(plan: Plan, out: Path, other: Path) -> int:
 
 
 def _identity(plan: Plan, run: Run) -> str:
-    knobs: dict[str, Any] = {**plan.knobs, "data": run.arm.data or plan.data, **run.arm.knobs}
-    same = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in knobs.items()
-        if name not in MAY_DIFFER | {"steps"}
-    }
+    videos = plan.digest if run.arm.data is None else run.arm.data
+    knobs: dict[str, Any] = {**plan.knobs, **run.arm.knobs, "videos": videos}
+    same = {name: value for name, value in knobs.items() if name not in MAY_DIFFER | {"steps"}}
     return repr((run.arm.recipe, run.arm.model, run.seed, run.planned.steps, sorted(same.items(), key=str)))

@@ -46,18 +46,24 @@ def load_plan(out: Path) -> Plan | None:
         return None
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        arms = tuple(Arm(**arm) for arm in about["arms"])
-        named = {arm.key: arm for arm in arms}
+        arms = tuple(Arm(**{**arm, "knobs": _knobs(arm["knobs"])}) for arm in about["arms"])
+        known = {arm.key: arm for arm in arms}
         runs = tuple(
-            Run(named[run["key"]], run["seed"], run["folder"], Planned(run["steps"], run["planned_parts"]))
+            Run(known[run["key"]], run["seed"], run["folder"], Planned(run["steps"], run["planned_parts"]))
             for run in about.pop("runs")
         )
         del about["baselines"]
-        lists = {name: tuple(about[name]) for name in ("seeds", "not_equal")}
+        lists: dict[str, Any] = {name: tuple(about[name]) for name in ("seeds", "not_equal")}
         tasks, evals = tuple(Task(**t) for t in about["tasks"]), tuple(Eval(**e) for e in about["evals"])
+        lists["knobs"] = _knobs(about["knobs"])
         return Plan(**{**about, **lists, "arms": arms, "tasks": tasks, "evals": evals, "runs": runs})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error!r}); put back what was written there") from error
+
+
+def _knobs(given: dict[str, Any]) -> dict[str, Any]:
+    """Pairs are lists in JSON."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def grown(earlier: Plan, asked: Plan, out: Path) -> Plan:
@@ -70,16 +76,15 @@ def grown(earlier: Plan, asked: Plan, out: Path) -> Plan:
         for name in ("kind", "name", "data", "digest", "clips", "unlabelled", "draws")
         if getattr(earlier, name) != getattr(asked, name)
     ]
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.knobs.items()}
     changed += sorted(
         name
-        for name in earlier.knobs.keys() | plain.keys()
-        if earlier.knobs.get(name) != plain.get(name) and name not in MAY_DIFFER
+        for name in earlier.knobs.keys() | asked.knobs.keys()
+        if earlier.knobs.get(name) != asked.knobs.get(name) and name not in MAY_DIFFER
     )
     before = {arm.key: arm for arm in earlier.arms}
     for now in asked.arms:
         then = before.get(now.key)
-        if then and asdict(replace(then, **_SHOWN)) != _plain(asdict(replace(now, **_SHOWN))):
+        if then and replace(then, **_SHOWN) != replace(now, **_SHOWN):
             changed.append(f"the arm {now.name}")
     for what, now, old in (
         ("task", {t.name: t for t in asked.tasks}, {t.name: t for t in earlier.tasks}),
@@ -120,11 +125,6 @@ def grown(earlier: Plan, asked: Plan, out: Path) -> Plan:
 _SHOWN: dict[str, Any] = {"name": "", "note": "", "teacher": None}  # of an arm: words, and another arm's name
 # Knobs that change no number of a run.
 MAY_DIFFER = {"workers", "cache_dir", "device"}
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(value))
 
 
 def named(arms: Sequence[Arm]) -> list[Arm]:
