@@ -15,12 +15,13 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from tubelet.compare.judge import left
 from tubelet.compare.length import with_runs
 from tubelet.compare.live import done_share, progress, state_cost
 from tubelet.compare.plan import Plan, Run
 from tubelet.compare.reuse import reuse
 from tubelet.compare.saved import grown, load_plan, save_plan
-from tubelet.compare.work import do_baseline, do_run
+from tubelet.compare.work import complete, do_baseline, do_run
 from tubelet.errors import UserError
 from tubelet.recipes.fit import measure_flops_per_s
 from tubelet.recipes.run import environment
@@ -105,7 +106,8 @@ def carry_out(plan: Plan, out: Path, manner: Manner, draw: Callable[[Path], obje
 def _execute(plan: Plan, out: Path, manner: Manner, console: Console) -> dict[str, BaseException]:
     """Name -> why, of the pieces of work that stopped, or that waited for one that did."""
     work = plan, out, manner.threads
-    waiting = [*(_run_job(run, *work) for run in plan.runs), *_baseline_jobs(*work)]
+    runs = [_run_job(run, *work) for run in plan.runs if not complete(plan, run, out)]
+    waiting = [*runs, *_baseline_jobs(*work)]
     running: dict[Future[None], tuple[str, ProcessPoolExecutor]] = {}
     failed: dict[str, BaseException] = {}
     context = multiprocessing.get_context("spawn")
@@ -171,4 +173,4 @@ def _baseline_jobs(plan: Plan, out: Path, threads: int | None) -> list[Job]:
             arguments,
         )
 
-    return [job(base) for base in plan.baselines()]
+    return [job(base) for base in plan.baselines() if left(plan, out / base["folder"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,15 +20,18 @@ from tubelet.nn.pixels import Pixels
 from tubelet.train.parallel import resolve_device
 
 
-def judge_encoder(
-    plan: Plan, folder: Path, spec: str, out: Path, evals: Sequence[Eval] | None = None
-) -> None:
-    """Evaluates the encoder ``spec`` in every way of ``evals`` (default: the plan's), into ``folder``/eval.
+def left(plan: Plan, folder: Path) -> list[Eval]:
+    """The evaluations that are not in ``folder`` yet."""
+    return [one for one in plan.evals if not (folder / "eval" / one.key / "results.json").is_file()]
+
+
+def judge_encoder(plan: Plan, folder: Path, spec: str, out: Path) -> None:
+    """Evaluates the encoder ``spec`` in every way of the plan, into ``folder``/eval.
 
     What is there stays. Evaluations that read the same features share them. A layer that is deeper than the
     encoder, as raw pixels have none, is read as its last.
     """
-    todo = [one for one in evals or plan.evals if not (folder / "eval" / one.key / "results.json").is_file()]
+    todo = left(plan, folder)
     if not todo:
         return
     encoder = load_encoder(spec)

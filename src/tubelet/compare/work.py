@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from tubelet.compare.judge import judge_encoder
+from tubelet.compare.judge import judge_encoder, left
 from tubelet.compare.plan import Plan, Run, knobs_of
 from tubelet.recipes import run_recipe
 from tubelet.train.checkpoint import found
@@ -34,6 +34,18 @@ def trained(out: Path, run: Run) -> bool:
     return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("finished"))
 
 
+def encoders(plan: Plan, run: Run, out: Path) -> dict[Path, Path]:
+    """Where evaluations of a finished run go -> the encoder that is evaluated: its last, and every kept one if asked."""
+    folder = out / run.folder
+    kept = found(folder / "checkpoints") if plan.checkpoints else []
+    return {folder: folder, **{folder / "at" / path.name: path for path in kept}}
+
+
+def complete(plan: Plan, run: Run, out: Path) -> bool:
+    """Whether nothing is left to do of the run."""
+    return trained(out, run) and not any(left(plan, folder) for folder in encoders(plan, run, out))
+
+
 def do_run(plan: Plan, run: Run, out: Path, threads: int | None) -> None:
     """Trains the run, from its newest checkpoint if it has one, and evaluates its encoder.
 
@@ -45,10 +57,8 @@ def do_run(plan: Plan, run: Run, out: Path, threads: int | None) -> None:
             folder = out / run.folder
             knobs = {**knobs_of(plan, run.arm, run.seed, out), "steps": run.planned.steps}
             run_recipe(run.arm.recipe, **knobs, out=str(folder), resume=_begun(folder))
-        judge_encoder(plan, out / run.folder, str(out / run.folder), out)
-        if plan.checkpoints:
-            for path in found(out / run.folder / "checkpoints"):
-                judge_encoder(plan, out / run.folder / "at" / path.name, str(path), out)
+        for folder, spec in encoders(plan, run, out).items():
+            judge_encoder(plan, folder, str(spec), out)
 
 
 def do_baseline(plan: Plan, spec: str, folder: Path, out: Path, threads: int | None) -> None:
