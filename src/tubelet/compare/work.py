@@ -35,7 +35,7 @@ def trained(out: Path, run: Run) -> bool:
 
 
 def encoders(plan: Plan, run: Run, out: Path) -> dict[Path, Path]:
-    """Where evaluations of a finished run go -> the encoder that is evaluated: its last, and every kept one if asked."""
+    """Where evaluations of a finished run go -> the encoder evaluated: its last, and every kept one if asked."""
     folder = out / run.folder
     kept = found(folder / "checkpoints") if plan.checkpoints else []
     return {folder: folder, **{folder / "at" / path.name: path for path in kept}}
