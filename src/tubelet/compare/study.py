@@ -67,6 +67,8 @@ def study(
         raise UserError(f"sizes and sources are of further teachers, which {name} has not; leave them out")
     model, shared = same_for_all(data, "videomae", manifest, shared, {}, () if model is None else (model,))
     ask = Ask(data, labelled, budget, model, shared, own, tuple(sizes), tuple(sources))
+    arms = tuple(chosen.arms(ask))
+    used = [word for word in settings if word.partition(".")[0] in {arm.recipe for arm in arms}]
     plan = Plan(
         kind="study",
         name=name,
@@ -79,11 +81,11 @@ def study(
         evals=tuple(chosen.evals(ask)),
         headline=headline,
         seeds=read_seeds(seeds),
-        arms=tuple(chosen.arms(ask)),
+        arms=arms,
         knobs=shared,
         unlabelled=unlabelled,
         checkpoints=chosen.checkpoints,
-        not_equal=(*chosen.not_equal, *told(settings, manifest, shared), *side_by_side(manner)),
+        not_equal=(*chosen.not_equal, *told(used, manifest, shared), *side_by_side(manner)),
         command=f"tubelet {shlex.join(sys.argv[1:])}",
     )
 

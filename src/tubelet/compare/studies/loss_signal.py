@@ -70,7 +70,8 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
                 )
             )
     salt, vjepa = medians["salt"], medians["vjepa"]
-    if not (salt and vjepa):
+    moved = any(_moves(found, one) for one in found.evals())
+    if not (salt and vjepa and moved):
         verdict = "undecided"
     elif min(salt) >= 0.9 and max(vjepa) < min(salt):
         verdict = "held"
@@ -83,7 +84,12 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
         "R² with the sign of the slope (minus: a lower loss goes with a higher score), one per seed. "
         + "; ".join(told),
         verdict,
-        "Held where the median R² of the student's loss is .9 or more with the right sign on every task, "
+        (
+            ""
+            if moved
+            else "No run's checkpoints differ by more than the noise of one score, so nothing can be told. "
+        )
+        + "Held where the median R² of the student's loss is .9 or more with the right sign on every task, "
         "and V-JEPA's lower.",
     )
 
@@ -110,6 +116,19 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
         )
 
     return claim, (draw,)
+
+
+def _moves(found: Found, one: Evaluation) -> bool:
+    """Whether the scores of any run's checkpoints differ by more than half the interval of its last score."""
+    for run in found.comparison.runs:
+        last = run.scores.get(one.key, {}).get(one.metric)
+        places = sorted((run.folder / "at").glob("step-*"))
+        scores = [
+            known[one.metric].value for place in places if (known := read_scores(place, [one]).get(one.key))
+        ]
+        if last is not None and len(scores) > 1 and max(scores) - min(scores) > (last.high - last.low) / 2:
+            return True
+    return False
 
 
 def _runs(found: Found, arm: str, one: Evaluation) -> list[list[dict[str, float]]]:
