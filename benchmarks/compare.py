@@ -4,7 +4,8 @@
 
 FOLDER holds the sets `ucf101_20`, `tennis` and `wagon`, each with a labels.csv (path, label, split, group). All
 training rows together, labels unread, are pretrained on; `tennis` (motion) and `ucf101_20` (appearance) are evaluated
-on, over five group-disjoint folds. Interrupted, it goes on. Result: benchmarks/compare/NAME-*.{csv,png,json}.
+on, over five group-disjoint folds (few-labels on their own split: it fits 21 probes as it is). Interrupted, it goes on.
+Result: benchmarks/compare/NAME-*.{csv,png,json}.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SETS = ("ucf101_20", "tennis", "wagon")
 TASKS = ("tennis", "ucf101_20")
 CLIPS = (
     "--frames 16 --frame-step 3 --crop-size 48 --patch-size 8 --tubelet-size 4 --flip 0 --batch-size 32 "
-    "--precision fp32 --workers 0 --keep 1 --log-every 10 --threads 1 --folds 5"
+    "--precision fp32 --workers 0 --keep 1 --log-every 10 --threads 1"
 )
 SMALL = (
     "videomae.decoder_dim=48 videomae.decoder_depth=2 blockwise.decoder_dim=48 blockwise.decoder_depth=2 "
@@ -43,10 +44,10 @@ def commands(out: Path, budgets: str, seeds: int, taken: Path | None) -> dict[st
     teacher = "--set salt-teacher.decoder_dim=48 --set salt-teacher.decoder_depth=2"
     return {
         "compare": f"compare --methods videomae,vjepa,salt,layerlock,blockwise --budget {budgets} --sizes {SIZE} "
-        f"--probes linear,knn,retrieval --seeds {seeds}{reuse}",
+        f"--probes linear,knn,retrieval --seeds {seeds} --folds 5{reuse}",
         "salt-teacher": f"study salt-teacher --budget {dear} --model {SIZE} --seeds {seeds} "
-        f"--sources {out / 'tennis.csv'} {teacher}",
-        "loss-as-signal": f"study loss-as-signal --budget {LONG} --model {SIZE} --seeds {seeds}{reuse}",
+        f"--sources {out / 'tennis.csv'} --folds 5 {teacher}",
+        "loss-as-signal": f"study loss-as-signal --budget {LONG} --model {SIZE} --seeds {seeds} --folds 5{reuse}",
         "few-labels": f"study few-labels --budget {dear} --model {SIZE} --seeds {seeds} --reuse {out / 'compare'}",
     }
 

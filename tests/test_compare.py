@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from test_recipes import tubelet
 from video import write_video
 
+from tubelet.compare import execute
 from tubelet.compare.compare import read_settings
 from tubelet.compare.length import length, with_runs
 from tubelet.compare.plan import Arm, Eval, Plan, Run, Task, task_name
@@ -284,6 +289,27 @@ def test_a_study_takes_over_runs_and_says_whether_the_claim_held(videos: Path, t
     assert "80.2" in page, "the paper's numbers"
     assert any(said in page for said in ("These numbers do not decide it", "The claim held", "did not hold"))
     assert (second / "results.csv").is_file()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_costs_its_own_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [
+        execute.Job("dies", lambda: True, die, lambda: ()),
+        execute.Job("lives", lambda: True, Path.touch, lambda: (tmp_path / "lives",)),
+        execute.Job("waits", lambda: False, die, lambda: ()),
+        execute.Job("is late", lambda: True, Path.touch, lambda: (tmp_path / "late",)),
+    ]
+    monkeypatch.setattr(execute, "_baseline_jobs", lambda *_: jobs)
+    monkeypatch.setattr(execute, "_shown", lambda *_: "")
+    failed = execute._execute(
+        plan_of(tmp_path), tmp_path, execute.Manner(jobs=2), Console(file=io.StringIO())
+    )
+    assert set(failed) == {"dies", "waits"}
+    assert "waits for a run" in str(failed["waits"])
+    assert (tmp_path / "lives").exists() and (tmp_path / "late").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(

@@ -156,14 +156,14 @@ def read_tasks(
         if name in found:
             raise UserError(f'two tasks are called "{name}"; rename a list or its folder')
         judging = Judging(folds=folds, unlabelled=unlabelled)
-        try:
-            for kind in kinds:
+        for kind in kinds:
+            try:
                 task = judging.task(manifest, cast(Kind, kind))
                 check_folds(task, folds)
-                check_headline(headline, task)
-        except UserError as error:
-            hint = "" if tasks else "; name labelled videos to evaluate on with --tasks"
-            raise UserError(f"{error}{hint}") from error
+            except UserError as error:
+                hint = "" if tasks else "; name labelled videos to evaluate on with --tasks"
+                raise UserError(f"{error}{hint}") from error
+            check_headline(headline, task)
         found[name] = Task(name, source, folds, manifest.digest())
     return tuple(found.values())
 
