@@ -5,6 +5,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Contiguous runs of tests per worker, moved only when one is idle: fixtures are built about once per worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
+# Those that need no videos of one's own; compare, depth and real_sets say what they take with --help.
+BENCHES := decode steps savings pipeline
+
 .PHONY: install demo test check format bench clean
 
 install: .venv/installed
@@ -26,7 +29,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: .venv/installed
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
 	rm -rf .venv build dist demo .pytest_cache .ruff_cache .hypothesis src/*.egg-info
