@@ -306,3 +306,15 @@ def test_features_that_are_not_finite_are_refused():
     x[7, 3] = np.nan
     with pytest.raises(UserError, match=r"1 of 60 clips are not finite \(the first: clip 7\)"):
         score(x, task, "linear")
+
+
+def test_retrieval_by_its_command(labelled, tmp_path, capsys):
+    from tubelet import cli
+
+    words = f"probe random:48x2x3 --data {labelled} --kind retrieval --crop-size 32 --frames 4 --device cpu"
+    line = [*words.split(), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    assert cli.main(line) == 0
+    about = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0 < about["map"] <= 1 and "recall@5" in about
+    assert f"map {about['map']:.3f}" in capsys.readouterr().out
+    assert cli.main([*line, "--labels", "5"]) == 2

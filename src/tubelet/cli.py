@@ -154,9 +154,9 @@ def _add_probe(commands: Any, name: str) -> None:
     parser.add_argument("--data", required=True, help="labelled manifest, list or class-per-folder")
     parser.add_argument(
         "--kind",
-        choices=("linear", "knn", "attentive", "ridge", "finetune"),
-        help="ridge: for labels that are numbers; finetune: not frozen, the upper bound (default: linear; with a "
-        "preset attentive)",
+        choices=("linear", "knn", "attentive", "ridge", "finetune", "retrieval"),
+        help="ridge: for labels that are numbers; finetune: not frozen, the upper bound; retrieval: among the test "
+        "clips, or with --folds among all (default: linear; with a preset attentive)",
     )
     parser.add_argument(
         "--preset",
@@ -232,6 +232,8 @@ def _probe(chosen: argparse.Namespace) -> int:
         asked["fps"] = None
     encoder = replace(encoder, geometry=replace(encoder.geometry, **asked))
     folder = Path(chosen.out) if chosen.out else _probe_folder(chosen)
+    if chosen.kind == "retrieval":
+        return _retrieve(chosen, encoder, views, folder)
     result = probe(
         encoder,
         chosen.data,
@@ -259,6 +261,37 @@ def _probe(chosen: argparse.Namespace) -> int:
     for line in (*result.few_sentences(), *result.notes):
         print(f"  {line}")
     print(f"  {folder / 'results.json'}\n  {page}")
+    return 0
+
+
+def _retrieve(chosen: argparse.Namespace, encoder: Any, views: Any, folder: Path) -> int:
+    from tubelet.evaluate.probe import retrieve
+    from tubelet.train.parallel import resolve_device
+
+    given = [name for name in ("preset", "labels", "per_class") if getattr(chosen, name) is not None]
+    if given or chosen.best_on_test:
+        raise UserError(
+            f"{(given or ['best_on_test'])[0]} is about probes that learn, and retrieval does not; leave it out"
+        )
+    result = retrieve(
+        encoder,
+        chosen.data,
+        pool=chosen.pool,
+        layers=chosen.layers,
+        views=views,
+        label=chosen.label,
+        unlabelled=chosen.unlabelled,
+        within="all" if chosen.folds else "test",
+        seed=chosen.seed,
+        out=folder,
+        cache=chosen.cache,
+        frame_cache=Path(chosen.frame_cache) if chosen.frame_cache else None,
+        workers=chosen.workers,
+        device=resolve_device(chosen.device),
+    )
+    found = ", ".join(f"{name} {value:.3f}" for name, value in result.overall.values.items())
+    print(f"{encoder.name}, retrieval on {chosen.data}: {found} ({result.overall.queries} queries)")
+    print(f"  {folder / 'results.json'}")
     return 0
 
 

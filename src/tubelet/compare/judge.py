@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from tubelet.compare.plan import RETRIEVAL, Eval, Plan, Task
 from tubelet.data.manifest import Manifest, read_manifest
 from tubelet.evaluate.amount import read_amounts
 from tubelet.evaluate.features import Features, extract
-from tubelet.evaluate.probe import DENSE, Judging, judge
-from tubelet.evaluate.retrieval import judge_retrieval
+from tubelet.evaluate.probe import DENSE, Judging, judge, judge_neighbours, plain_pool
 from tubelet.evaluate.score import Kind
-from tubelet.evaluate.tasks import read_task
 from tubelet.export.weights import Encoder, load_encoder
 from tubelet.nn.pixels import Pixels
 from tubelet.train.parallel import resolve_device
@@ -56,7 +52,7 @@ def _features(
         encoder,
         manifest.videos,
         layers=None if layer is None else [min(layer, encoder.model.depth)],
-        pool="none" if dense else "flat" if isinstance(encoder.model, Pixels) else "mean",
+        pool="none" if dense else plain_pool(encoder),
         cache=out / "features",
         frame_cache=None if frames is None else Path(frames),
         device=_device(plan),
@@ -68,11 +64,8 @@ def _judge(
     plan: Plan, encoder: Encoder, manifest: Manifest, features: Features, task: Task, one: Eval, folder: Path
 ) -> None:
     if one.probe == RETRIEVAL:
-        asked = read_task(manifest.videos, task.data, plan.unlabelled, list(features.excluded))
-        rows = np.searchsorted(features.rows, asked.rows)
-        about = {"encoder": {"name": encoder.name, "digest": encoder.digest}, "data": task.data}
-        clips = np.arange(len(asked)) if task.folds else None
-        judge_retrieval(features.pooled()[rows], asked, manifest.videos, about, clips).save(folder)
+        judging = Judging(unlabelled=plan.unlabelled)
+        judge_neighbours(encoder, manifest, features, judging, everywhere=task.folds > 0).save(folder)
         return
     kind = cast(Kind, one.probe)
     judging = Judging(

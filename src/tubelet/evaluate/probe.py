@@ -19,6 +19,7 @@ from tubelet.evaluate.features import Features, Pool, Views, extract
 from tubelet.evaluate.finetune import FinetuneResult, FinetuneSettings, find_finetune, finetune_scores
 from tubelet.evaluate.presets import find_preset
 from tubelet.evaluate.result import FewLabels, ProbeResult, count_draws
+from tubelet.evaluate.retrieval import RetrievalResult, judge_retrieval
 from tubelet.evaluate.score import KINDS, Kind, Scored, Tuned, score
 from tubelet.evaluate.tasks import Task, folds, read_task, take_label
 from tubelet.evaluate.values import RealTask, read_values, value_folds
@@ -200,7 +201,7 @@ def probe_all(
     manifest = read_manifest(data)
     for kind in kinds:  # mistakes in the labels come before hours of extraction
         check_folds(judging.task(manifest, kind), folds, seed)
-    plain: Pool = pool or ("flat" if isinstance(encoder.model, Pixels) else "mean")
+    plain = pool or plain_pool(encoder)
     found: dict[Kind, ProbeResult] = {}
     shared: dict[Pool, Features] = {}
     for kind in kinds:
@@ -225,6 +226,78 @@ def probe_all(
         if out is not None:
             found[kind].save(Path(out) / kind)
     return found
+
+
+def retrieve(
+    encoder: Encoder,
+    data: Manifest | Path | str,
+    *,
+    pool: Pool | None = None,
+    layers: Sequence[int] | None = None,
+    views: Views | None = None,
+    label: str | None = None,
+    unlabelled: str = "error",
+    within: str = "test",
+    seed: int = 0,
+    out: Path | None = None,
+    cache: Path | str | None = None,
+    frame_cache: Path | None = None,
+    batch_size: int = 16,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> RetrievalResult:
+    """Whether the clips nearest to a clip show the same: mAP, hit@k and recall@k, no probe trained.
+
+    within: "test" searches among the test clips, as the blockwise paper does (among all, if the list has no split);
+    "all" among all. The other arguments as for `probe`; out: folder for results.json.
+    Raises UserError as `probe` does, and if no clip has another of its class to find.
+    """
+    if within not in ("test", "all"):
+        raise UserError(f'within="{within}" is unknown{nearest(within, ("test", "all"))} (known: test, all)')
+    judging = Judging(label, unlabelled=unlabelled, seed=seed)
+    manifest = read_manifest(data)
+    judging.task(manifest, "linear")  # mistakes in the labels come before hours of extraction
+    features = extract(
+        encoder,
+        manifest.videos,
+        layers=layers,
+        pool=pool or plain_pool(encoder),
+        views=views,
+        cache=cache,
+        frame_cache=frame_cache,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )
+    result = judge_neighbours(encoder, manifest, features, judging, within == "all")
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def plain_pool(encoder: Encoder) -> Pool:
+    """How probes of one vector per video pool: the mean token; of raw pixels all, for their mean is a colour."""
+    return "flat" if isinstance(encoder.model, Pixels) else "mean"
+
+
+def judge_neighbours(
+    encoder: Encoder, manifest: Manifest, features: Features, judging: Judging, everywhere: bool
+) -> RetrievalResult:
+    """Retrieval on features that were extracted from ``manifest``'s videos, among its test clips or ``everywhere``.
+
+    Raises UserError if no clip has another of its class to find.
+    """
+    task = judging.task(manifest, "linear", list(features.excluded))
+    assert isinstance(task, Task)
+    about = {"encoder": {"name": encoder.name, "digest": encoder.digest}, "data": str(manifest.source)}
+    rows = features.pooled()[np.searchsorted(features.rows, task.rows)]
+    clips = np.arange(len(task)) if everywhere else None
+    try:
+        return judge_retrieval(rows, task, judging.videos(manifest), about, clips, seed=judging.seed)
+    except ValueError as error:
+        raise UserError(f"{manifest.source}: {error}") from error
 
 
 def judge(
