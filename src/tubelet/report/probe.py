@@ -59,9 +59,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _page(about: dict[str, Any], saved: SavedPredictions, folder: Path) -> Page:
     encoder, kind = about["encoder"]["name"], about["kind"]
-    page = Page(
-        f"{kind} probe: {encoder}", f"On {about['data']}, protocol {about['protocol']}, frozen features."
-    )
+    how = "the encoder fine-tuned" if kind == "finetune" else "frozen features"
+    page = Page(f"{kind} probe: {encoder}", f"On {about['data']}, protocol {about['protocol']}, {how}.")
     metrics = about["metrics"]
     headline = next(name for name in metrics if name.startswith(("macro_recall", "r2")))
     found, guess = metrics[headline], about["guessing"][_plain(headline)]
