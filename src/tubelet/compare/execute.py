@@ -17,10 +17,11 @@ from rich.text import Text
 
 from tubelet.compare.judge import left
 from tubelet.compare.length import with_runs
-from tubelet.compare.live import done_share, progress, state_cost
+from tubelet.compare.live import progress, state_cost
 from tubelet.compare.plan import Plan, Run
 from tubelet.compare.reuse import reuse
 from tubelet.compare.saved import grown, load_plan, save_plan
+from tubelet.compare.state import trained
 from tubelet.compare.work import complete, do_baseline, do_run
 from tubelet.errors import UserError
 from tubelet.recipes.fit import measure_flops_per_s
@@ -147,7 +148,7 @@ def _run_job(run: Run, plan: Plan, out: Path, threads: int | None) -> Job:
     teacher = None if run.arm.teacher is None else plan.run_of(run.arm.teacher, run.seed)
     return Job(
         run.name,
-        lambda: teacher is None or done_share(out, teacher) == 1,
+        lambda: teacher is None or trained(out, teacher),
         do_run,
         lambda: (plan, run, out, threads),
     )
@@ -156,7 +157,7 @@ def _run_job(run: Run, plan: Plan, out: Path, threads: int | None) -> Job:
 def _baseline_jobs(plan: Plan, out: Path, threads: int | None) -> list[Job]:
     def like(model: str) -> Run | None:
         """A trained run whose architecture and clips the baseline takes."""
-        return next((run for run in plan.runs if run.arm.model == model and done_share(out, run) == 1), None)
+        return next((run for run in plan.runs if run.arm.model == model and trained(out, run)), None)
 
     def job(base: dict[str, Any]) -> Job:
         def arguments() -> tuple[Any, ...]:

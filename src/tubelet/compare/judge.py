@@ -35,6 +35,8 @@ def judge_encoder(plan: Plan, folder: Path, spec: str, out: Path) -> None:
         todo = [one for one in todo if one.probe != "finetune"]  # pixels have nothing to tune
     for task in plan.tasks:
         mine = [one for one in todo if one.task == task.name]
+        if not mine:
+            continue
         manifest = read_manifest(task.data)
         groups = dict.fromkeys((one.probe in DENSE, one.layer) for one in mine)
         for dense, layer in groups:
@@ -47,14 +49,13 @@ def judge_encoder(plan: Plan, folder: Path, spec: str, out: Path) -> None:
 def _features(
     plan: Plan, encoder: Encoder, manifest: Manifest, dense: bool, layer: int | None, out: Path
 ) -> Features:
-    frames = plan.knobs.get("cache_dir")
     return extract(
         encoder,
         manifest.videos,
         layers=None if layer is None else [min(layer, encoder.model.depth)],
         pool="none" if dense else plain_pool(encoder),
         cache=out / "features",
-        frame_cache=None if frames is None else Path(frames),
+        frame_cache=_frames(plan),
         device=_device(plan),
         progress=False,
     )
@@ -74,8 +75,15 @@ def _judge(
         unlabelled=plan.unlabelled,
         draws=plan.draws,
     )
-    frames = None if plan.knobs.get("cache_dir") is None else Path(plan.knobs["cache_dir"])
-    judge(encoder, manifest, features, kind, judging, device=_device(plan), frame_cache=frames).save(folder)
+    judge(encoder, manifest, features, kind, judging, device=_device(plan), frame_cache=_frames(plan)).save(
+        folder
+    )
+
+
+def _frames(plan: Plan) -> Path | None:
+    """Where training has left decoded frames."""
+    folder = plan.knobs.get("cache_dir")
+    return None if folder is None else Path(folder)
 
 
 def _device(plan: Plan) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from tubelet.compare.plan import Plan, Run
+from tubelet.compare.plan import Plan
+from tubelet.compare.state import about, done_share, last_row
 from tubelet.evaluate.comparison import read_comparison
 from tubelet.report.overview import comparison_table
 from tubelet.report.units import flops
 from tubelet.train.report import duration
-
-TAIL = 4096  # bytes at the end of metrics.jsonl that its last line is in
 
 
 def state_cost(plan: Plan, out: Path, rate: float, jobs: int, console: Console) -> None:
@@ -76,49 +73,11 @@ def progress(plan: Plan, out: Path, running: Collection[str]) -> Group:
     return Group(comparison_table(read_comparison(out)), *(Text(line) for line in lines))
 
 
-def done_share(out: Path, run: Run) -> float:
-    """How much of a run's steps is done, in all its stages."""
-    folder = out / run.folder
-    if _read(folder / "run.json").get("finished"):
-        return 1.0
-    steps = 0
-    for stage in (folder, *folder.glob("*/")):
-        row = last_row(stage) if (stage / "metrics.jsonl").is_file() else None
-        steps += int(row["step"]) + 1 if row else 0
-    return min(steps / run.planned.steps, 0.999)
-
-
-def last_row(folder: Path) -> dict[str, float] | None:
-    """The last whole line of a run's metrics.jsonl that has a loss, or None."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # half a line: being written, or cut by the window
-        if isinstance(row, dict) and row.get("train/loss") is not None:
-            return row
-    return None
-
-
 def _pace(plan: Plan, out: Path, method: str) -> float | None:
     """FLOPs a second of the method's finished runs."""
     rates = []
     for run in plan.runs:
-        about = _read(out / run.folder / "run.json")
-        if run.arm.method == method and about.get("finished") and about["seconds"]:
-            rates.append(about["train_flops"] / about["seconds"])
+        spent = about(out / run.folder)
+        if run.arm.method == method and spent.get("finished") and spent["seconds"]:
+            rates.append(spent["train_flops"] / spent["seconds"])
     return statistics.fmean(rates) if rates else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # not there yet

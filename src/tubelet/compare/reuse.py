@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tubelet.compare.live import done_share
 from tubelet.compare.plan import Plan, Run
 from tubelet.compare.saved import MAY_DIFFER, load_plan
+from tubelet.compare.state import trained
 from tubelet.errors import UserError
 from tubelet.files import replace_folder
 
@@ -24,9 +24,7 @@ def reuse(plan: Plan, out: Path, other: Path) -> int:
     if source is None:
         raise UserError(f"reuse={other} holds no comparison (no plan.json in it)")
     there = {
-        _identity(source, run): run
-        for run in source.runs
-        if run.arm.teacher is None and done_share(other, run) == 1
+        _identity(source, run): run for run in source.runs if run.arm.teacher is None and trained(other, run)
     }
     same_tasks = all(task in source.tasks for task in plan.tasks)
     copied = 0

@@ -7,7 +7,6 @@ with it. What it would have said on a terminal is in OUT/log.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -21,17 +20,12 @@ import torch
 
 from tubelet.compare.judge import judge_encoder, left
 from tubelet.compare.plan import Plan, Run, knobs_of
+from tubelet.compare.state import trained
 from tubelet.recipes import run_recipe
 from tubelet.train.checkpoint import found
 
 log = logging.getLogger("tubelet")
 WATCH = 1.0  # seconds
-
-
-def trained(out: Path, run: Run) -> bool:
-    """Whether the run has finished."""
-    file = out / run.folder / "run.json"
-    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("finished"))
 
 
 def encoders(plan: Plan, run: Run, out: Path) -> dict[Path, Path]:

@@ -218,7 +218,7 @@ def read_comparison(out: Path | str) -> Comparison:
         raise UserError(
             f"{out} holds no comparison (no plan.json in it); name the folder given to compare as out"
         )
-    plan = _json(file)
+    plan = read_record(file)
     try:
         trained = [
             Arm(a["name"], a["method"], a["model"], a["budget"], a.get("note", ""), a.get("teacher"))
@@ -326,8 +326,8 @@ def _read_run(
     gpu: bool,
 ) -> Run:
     folder = out / about["folder"]
-    spent = _json(folder / "run.json")
-    parts = {name: _json(out / stage["folder"] / "run.json") for name, stage in stages}
+    spent = read_record(folder / "run.json")
+    parts = {name: read_record(out / stage["folder"] / "run.json") for name, stage in stages}
     done = bool(spent.get("finished")) and all(part.get("finished") for part in parts.values())
     losses = _losses(folder / "metrics.jsonl")
     return Run(
@@ -365,7 +365,7 @@ def read_scores(folder: Path, evals: Sequence[Evaluation]) -> dict[str, dict[str
     found = {}
     for one in evals:
         file = folder / "eval" / one.key / "results.json"
-        saved = _json(file)
+        saved = read_record(file)
         if not saved:
             continue
         try:
@@ -412,7 +412,8 @@ def _losses(file: Path) -> list[float]:
     return [row["train/loss"] for row in rows if row.get("train/loss") is not None]
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_record(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty while there is no file; raises UserError, with the cure, if it is damaged."""
     if not file.is_file():
         return {}
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tubelet.compare.plan import Arm, Eval
 from tubelet.compare.studies.study import Ask, Extra, Found, Study
-from tubelet.evaluate.comparison import Evaluation, read_scores
+from tubelet.evaluate.comparison import Evaluation, Run, read_scores
 from tubelet.evaluate.noise import Correlation, correlation
 from tubelet.report.comparison import Claim, PaperTable
 from tubelet.report.curves import Line, Panel
@@ -21,6 +21,7 @@ CHECKPOINTS = 10
 FEWEST = 3  # checkpoints that a correlation needs
 ARMS = ("salt", "vjepa")
 SIGNALS = {"train/loss": "loss", "repr/rankme": "RankMe"}
+Checkpoint = dict[str, float]  # "score", and each signal that is known
 WINDOW = 0.05  # of the run before a checkpoint, over which its loss is averaged
 
 
@@ -47,11 +48,12 @@ def evals(ask: Ask) -> list[Eval]:
 def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
     """Held if the student's loss goes with its score within every run, and V-JEPA's less so."""
     told, rows = [], []
+    read = {(arm, one.key): _checkpoints(found, arm, one) for arm in ARMS for one in found.evals()}
     medians: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for one in found.evals():
         for arm in ARMS:
             for key, name in SIGNALS.items():
-                each = [_correlate(points, key) for points in _runs(found, arm, one)]
+                each = [_correlate(points, key) for _, points in read[arm, one.key]]
                 known = [c for c in each if c is not None and not math.isnan(c.r2)]
                 if not known:
                     continue
@@ -70,7 +72,7 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
                 )
             )
     salt, vjepa = medians["salt"], medians["vjepa"]
-    moved = any(_moves(found, one) for one in found.evals())
+    moved = any(_moves(*run, one) for one in found.evals() for arm in ARMS for run in read[arm, one.key])
     if not (salt and vjepa and moved):
         verdict = "undecided"
     elif min(salt) >= 0.9 and max(vjepa) < min(salt):
@@ -98,7 +100,7 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
         for one in found.evals():
             for arm in ARMS:
                 lines = []
-                for seed, points in enumerate(_runs(found, arm, one)):
+                for seed, (_, points) in enumerate(read[arm, one.key]):
                     ordered = sorted((p["train/loss"], p["score"]) for p in points if "train/loss" in p)
                     lines.append(Line(f"seed {seed}", [x for x, _ in ordered], [y for _, y in ordered]))
                 panels.append(Panel(f"{arm}: {one.task}", lines[:7], x_label="loss"))
@@ -118,34 +120,26 @@ def conclude(found: Found) -> tuple[Claim, Sequence[Extra]]:
     return claim, (draw,)
 
 
-def _moves(found: Found, one: Evaluation) -> bool:
-    """Whether the scores of any run's checkpoints differ by more than half the interval of its last score."""
-    for run in found.comparison.runs:
-        last = run.scores.get(one.key, {}).get(one.metric)
-        places = sorted((run.folder / "at").glob("step-*"))
-        scores = [
-            known[one.metric].value for place in places if (known := read_scores(place, [one]).get(one.key))
-        ]
-        if last is not None and len(scores) > 1 and max(scores) - min(scores) > (last.high - last.low) / 2:
-            return True
-    return False
+def _moves(run: Run, points: Sequence[Checkpoint], one: Evaluation) -> bool:
+    """Whether the scores of the run's checkpoints differ by more than half the interval of its last score."""
+    last = run.scores.get(one.key, {}).get(one.metric)
+    scores = [point["score"] for point in points]
+    return last is not None and len(scores) > 1 and max(scores) - min(scores) > (last.high - last.low) / 2
 
 
-def _runs(found: Found, arm: str, one: Evaluation) -> list[list[dict[str, float]]]:
-    """Of every run, its checkpoints: score, and each signal."""
+def _checkpoints(found: Found, arm: str, one: Evaluation) -> list[tuple[Run, list[Checkpoint]]]:
+    """Every run of the arm with its evaluated checkpoints."""
     runs = []
     for run in found.comparison.runs:
         if run.arm == arm and (run.folder / "metrics.jsonl").is_file():
             rows = load_metrics(run.folder / "metrics.jsonl")
             places = sorted((run.folder / "at").glob("step-*"))
             points = [point for place in places if (point := _point(place, rows, run.steps, one))]
-            runs.append(points)
+            runs.append((run, points))
     return runs
 
 
-def _point(
-    place: Path, rows: Sequence[dict[str, float]], steps: int, one: Evaluation
-) -> dict[str, float] | None:
+def _point(place: Path, rows: Sequence[dict[str, float]], steps: int, one: Evaluation) -> Checkpoint | None:
     scores = read_scores(place, [one]).get(one.key)
     if scores is None:
         return None
@@ -165,7 +159,7 @@ def _point(
     return point
 
 
-def _correlate(points: Sequence[dict[str, float]], key: str) -> Correlation | None:
+def _correlate(points: Sequence[Checkpoint], key: str) -> Correlation | None:
     """Of a run's checkpoints; None if fewer than three have the signal."""
     known = [(point[key], point["score"]) for point in points if math.isfinite(point.get(key, math.nan))]
     if len(known) < FEWEST:
