@@ -27,10 +27,10 @@ from torch import Tensor
 from tubelet.analysis.health import linear_cka
 from tubelet.data.decode import DecodeError
 from tubelet.data.manifest import read_manifest
-from tubelet.evaluate.features import Views, read_views
 from tubelet.evaluate.linear import LinearProbe
 from tubelet.evaluate.metrics import macro_recall
 from tubelet.evaluate.retrieval import retrieval
+from tubelet.evaluate.source import Views, read_views
 from tubelet.evaluate.tasks import Task, folds, read_task
 from tubelet.export.weights import Geometry, load_encoder
 from tubelet.nn.vit import ViT

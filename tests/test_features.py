@@ -27,7 +27,9 @@ from tubelet.data.decode import read
 from tubelet.data.manifest import Video
 from tubelet.errors import UserError
 from tubelet.evaluate import features as under_test
-from tubelet.evaluate.features import Views, cache_folder, extract, read_views
+from tubelet.evaluate import source as source_under_test
+from tubelet.evaluate.features import Reading, cache_folder, extract, extract_source
+from tubelet.evaluate.source import VideoSource, Views, read_views
 from tubelet.export.weights import Encoder, Geometry, digest
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.vit import ViT
@@ -115,7 +117,9 @@ def test_the_last_layer_is_normed_even_where_the_others_are_not(videos, tmp_path
 def test_features_are_computed_once_and_never_stale(videos, tmp_path, monkeypatch):
     first = go(encoder(), videos, tmp_path)
     decoded = []
-    monkeypatch.setattr(under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how))
+    monkeypatch.setattr(
+        source_under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how)
+    )
     assert go(encoder(), videos, tmp_path).folder == first.folder and not decoded
     changed = [
         go(encoder(seed=1), videos, tmp_path),  # other weights
@@ -151,7 +155,11 @@ def test_layers_that_are_there_are_not_computed_again(videos, tmp_path, monkeypa
     enc, computed = encoder(), []
     whole = under_test._Job.run
     monkeypatch.setattr(
-        under_test._Job, "run", lambda job, *given: computed.append(job.layers) or whole(job, *given)
+        under_test._Job,
+        "run",
+        lambda job, *given: (
+            computed.append([reading.layer for reading in job.readings]) or whole(job, *given)
+        ),
     )
     both = go(enc, videos, tmp_path, layers=[1, 3])
     one = go(enc, videos, tmp_path, layers=[3])
@@ -218,7 +226,7 @@ def extract_slowly(folder: Path, cache: Path, out: Path, pause: float) -> None:
         time.sleep(pause)
         return read_views(video, *how)
 
-    under_test.read_views = slow
+    source_under_test.read_views = slow
     clips = [Video(folder / f"{i}.mp4") for i in range(7)]
     found = extract(encoder(), clips, cache=cache, workers=1, batch_size=1, progress=False)
     np.save(out, found.pooled())
@@ -239,7 +247,9 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(folder, videos, tmp_p
     kept = set(np.flatnonzero(np.fromfile(done[0], np.uint8)).tolist())
     assert 3 <= len(kept) < 7
     decoded = []
-    monkeypatch.setattr(under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how))
+    monkeypatch.setattr(
+        source_under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how)
+    )
     rest = go(encoder(), videos, tmp_path / "b")
     assert {videos.index(v) for v in decoded} == set(range(7)) - kept
     whole = go(encoder(), videos, tmp_path / "a")
@@ -342,12 +352,14 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(videos, tmp_path, mo
         return read_views(video, *how)
 
     monkeypatch.setattr(under_test, "COMMIT_EVERY", 0.0)
-    monkeypatch.setattr(under_test, "read_views", stop_at_fifth)
+    monkeypatch.setattr(source_under_test, "read_views", stop_at_fifth)
     with pytest.raises(KeyboardInterrupt):
         go(enc, videos, tmp_path / "b")
     assert [p.name for p in (tmp_path / "b" / "features").glob("*/*")] == ["layers-03.part"]
     decoded.clear()
-    monkeypatch.setattr(under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how))
+    monkeypatch.setattr(
+        source_under_test, "read_views", lambda v, *how: decoded.append(v) or read_views(v, *how)
+    )
     rest = go(enc, videos, tmp_path / "b")
     assert {v.path for v in decoded} == {v.path for v in videos[3:]}  # the first group of three was kept
     np.testing.assert_allclose(rest.pooled(), whole.pooled(), atol=1e-6)
@@ -476,4 +488,44 @@ def test_the_table_says_what_it_is(videos, tmp_path):
     found = go(encoder(), videos, tmp_path)
     about = json.loads((found.folder / "layers-03" / "about.json").read_text())
     assert about["name"] == "small" and about["tokens"] == "means over space" and len(about["videos"]) == 7
-    assert about["layers"] == [3]
+    assert about["layers"] == ["03"]
+
+
+def test_both_readings_of_a_layer_come_from_one_pass_and_equal_those_made_alone(videos, tmp_path):
+    enc = encoder()
+    with torch.no_grad():
+        for scale in enc.model.norm.parameters():
+            scale.add_(torch.linspace(0.5, 2, enc.model.dim))
+    passes = []
+    whole = enc.model.layers
+    enc.model.layers = lambda *given, **knobs: passes.append(given) or whole(*given, **knobs)
+    source = VideoSource(videos, enc.geometry)
+    asked = [Reading(k, normed) for k in (1, 2, 3) for normed in (False, True)]
+    both = extract_source(enc, source, asked, cache=tmp_path / "both", batch_size=3, progress=False)
+    assert len(passes) == 3  # seven videos, three at a time
+    for normed in (False, True):
+        alone = go(enc, videos, tmp_path / f"alone-{normed}", layers=[1, 2, 3], normed=normed)
+        for k in (1, 2, 3):
+            np.testing.assert_array_equal(both[normed].tables[k], alone.tables[k])
+    assert not np.array_equal(both[True].tables[1], both[False].tables[1])
+    np.testing.assert_array_equal(both[True].tables[3], both[False].tables[3])  # the last is always normed
+
+
+def test_the_last_layer_is_shared_by_probes_and_by_those_who_look_before_the_norm(
+    videos, tmp_path, monkeypatch
+):
+    enc = encoder()
+    go(enc, videos, tmp_path, layers=[3])
+    computed = []
+    whole = under_test._Job.run
+    monkeypatch.setattr(
+        under_test._Job, "run", lambda job, *given: computed.append(job.readings) or whole(job, *given)
+    )
+    go(enc, videos, tmp_path, layers=[2, 3], normed=False)
+    assert computed == [[Reading(2, False)]]
+
+
+def test_the_folder_of_many_layers_has_a_name_that_file_systems_allow(videos, tmp_path):
+    many = [Reading(k, normed) for k in range(48) for normed in (False, True)]
+    assert len(under_test._folder_name(many)) < 100
+    assert under_test._folder_name(many) != under_test._folder_name(many[1:])

@@ -297,8 +297,8 @@ def _retrieve(chosen: argparse.Namespace, encoder: Any, views: Any, folder: Path
 
 def _views(chosen: argparse.Namespace) -> Any:
     """Segments and crops, from the protocol if there is one, whose frames become ``chosen.frames``; or None."""
-    from tubelet.evaluate.features import Views
     from tubelet.evaluate.presets import read_protocol
+    from tubelet.evaluate.source import Views
 
     if chosen.protocol is not None:
         if clash := [

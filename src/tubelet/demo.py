@@ -24,8 +24,9 @@ from tubelet.data.manifest import Manifest, Video, read_manifest
 from tubelet.data.scan import scan
 from tubelet.data.synthetic import APPEARANCES, MOTIONS, write_world
 from tubelet.errors import UserError
-from tubelet.evaluate.features import Features, Views, extract, read_views
+from tubelet.evaluate.features import Features, extract
 from tubelet.evaluate.score import score
+from tubelet.evaluate.source import Views, read_views
 from tubelet.evaluate.tasks import Task, read_task
 from tubelet.export.weights import Encoder, Geometry, load_encoder
 from tubelet.files import write_json, write_text

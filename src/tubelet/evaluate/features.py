@@ -21,59 +21,46 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from tubelet.data import cache as frames
-from tubelet.data import clips
-from tubelet.data.augment import CenterCrop
 from tubelet.data.container import DecodeError
 from tubelet.data.cores import cores
 from tubelet.data.manifest import Video
-from tubelet.data.source import ClipReader
-from tubelet.data.stamp import stamp
 from tubelet.errors import UserError
-from tubelet.export.weights import Encoder, Geometry
+from tubelet.evaluate.source import Source, VideoSource, Views
+from tubelet.export.weights import Encoder
 from tubelet.files import sync, write_json
 from tubelet.types import Grid
 
 Pool = Literal["mean", "time", "flat", "none"]
 POOLS: tuple[Pool, ...] = ("mean", "time", "flat", "none")
-VERSION = 2  # part of every key; raise it when numbers change for the same inputs
+VERSION = 3  # part of every key; raise it when numbers change for the same inputs
 TODO, DONE, UNREADABLE = 0, 1, 2
 COMMIT_EVERY = 2.0  # seconds between flushes to disk: what an interruption can cost
 
 
-@dataclass(frozen=True)
-class Views:
-    """How a video is looked at: ``segments`` clips evenly spaced in time, ``crops`` along the long side.
+class Reading(NamedTuple):
+    """A layer, and whether its tokens passed the final norm before they were averaged."""
 
-    One crop: the centre. Several: evenly from one end of the long side to the other. How large a part of the
-    picture a crop shows, and what happens to small videos: `data.augment.CenterCrop`. Source: V-JEPA's evaluation.
-    """
-
-    segments: int = 1
-    crops: int = 1
-
-    def __post_init__(self) -> None:
-        if self.segments < 1 or self.crops < 1:
-            raise UserError(f"views need at least 1 segment and 1 crop, not {self.segments} and {self.crops}")
+    layer: int
+    normed: bool
 
     @property
-    def count(self) -> int:
-        """Clips per video."""
-        return self.segments * self.crops
+    def name(self) -> str:
+        """Of its table's file."""
+        return f"{self.layer:02d}" if self.normed else f"{self.layer:02d}raw"
 
 
 @dataclass(frozen=True)
 class Features:
-    """One table per layer, a row per video of the manifest.
+    """One table per layer, a row per video of the manifest (of the source, where the clips are no videos).
 
     rows: int64 [n], the videos that could be read. tables: layer -> [videos, crops, segments, t, D] float32,
     means over space (for pool "mean" and "time"), or [videos, crops, segments, N, D] float16, all tokens (for
@@ -146,61 +133,74 @@ def extract(
     Raises UserError if no video can be read, if features are not finite (naming the clip), if a layer does not
     exist, if the encoder does not fit RGB clips of its geometry, or if the disk cannot hold the table.
     """
-    views = views or Views()
+    wanted = [Reading(k, normed) for k in ([encoder.model.depth] if layers is None else layers)]
+    return extract_source(
+        encoder,
+        VideoSource(videos, encoder.geometry, views or Views(), frame_cache),
+        wanted,
+        pool=pool,
+        cache=cache,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )[normed]
+
+
+def extract_source(
+    encoder: Encoder,
+    source: Source,
+    readings: Sequence[Reading],
+    *,
+    pool: Pool = "mean",
+    cache: Path | str | None = None,
+    batch_size: int = 16,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    what: str = "features",
+) -> dict[bool, Features]:
+    """Features of all that ``source`` reads, in one pass; by whether the tokens were normed first.
+
+    The last layer is always normed, and stands under both. what: what the progress bar says is made. The other
+    arguments and errors are those of `extract`.
+    """
     model = encoder.model
-    wanted = [model.depth] if layers is None else sorted(set(layers))
-    _check(encoder, wanted, pool, len(videos))
-    recipe = _recipe(encoder, videos, pool, views, normed)
+    _check(encoder, [reading.layer for reading in readings], pool, len(source))
+    # the last layer is what the final norm makes of it: there is no other reading of it
+    wanted = sorted({Reading(k, normed or k == model.depth) for k, normed in readings})
+    recipe = _recipe(encoder, source, pool)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
     home = cache_folder(cache) / "features" / key
-    missing = [k for k in wanted if _holder(home, k) is None]
+    missing = [reading for reading in wanted if _holder(home, reading) is None]
     if missing:
-        final = home / "-".join(["layers", *(f"{k:02d}" for k in missing)])
+        final = home / _folder_name(missing)
         with _lock(final.with_suffix(".lock")):
             if not final.exists():  # while this process waited, another may have made it
-                if frame_cache is not None:
-                    readable = [v for v, about in zip(videos, recipe["videos"], strict=True) if about[1]]
-                    frames.check_room(readable, _crop(encoder.geometry, views).short_side, frame_cache)
+                source.prepare()
                 part = final.with_suffix(".part")
-                job = _Job(
-                    encoder,
-                    list(videos),
-                    missing,
-                    pool,
-                    views,
-                    normed,
-                    frame_cache,
-                    batch_size,
-                    workers,
-                    device,
-                )
-                job.run(part, {"layers": missing, **recipe}, progress)
+                job = _Job(encoder, source, missing, pool, batch_size, workers, device, what)
+                job.run(part, {"layers": [reading.name for reading in missing], **recipe}, progress)
                 os.replace(part, final)
                 sync(home)
-    return _open(home, wanted, pool)
-
-
-def read_views(video: Video, geometry: Geometry, views: Views, frame_cache: Path | None = None) -> Tensor:
-    """Clips of one video, float32 [crops * segments, 3, T, H, W], crops outermost, normalised.
-
-    frame_cache: where decoded frames are kept; the clips are the same without it. Raises DecodeError if the video
-    cannot be read.
-    """
-    crop = _crop(geometry, views)
-    step = None if geometry.fps else geometry.frame_step
-    reader = ClipReader(geometry.frames, geometry.fps, step, crop.short_side, frame_cache)
-    pictures = reader.read(video, clips.places(views.segments))  # segments of [T, H, W, 3]
-    cut = crop([torch.from_numpy(clip) for clip in pictures])  # [segments, crops, 3, T, H, W]
-    return cut.transpose(0, 1).flatten(0, 1)
-
-
-def _crop(geometry: Geometry, views: Views) -> CenterCrop:
-    return CenterCrop(geometry.crop_size, views.crops, mean=geometry.mean, std=geometry.std)
+    return {
+        normed: _open(
+            home, sorted({Reading(k, True) if k == model.depth else Reading(k, normed) for k in own}), pool
+        )
+        for normed in (True, False)
+        if (own := [reading.layer for reading in readings if reading.normed == normed])
+    }
 
 
 def _dense(pool: Pool) -> bool:
     """Whether all tokens are kept, or their means over space."""
     return pool in ("flat", "none")
+
+
+def _folder_name(readings: Sequence[Reading]) -> str:
+    """Of the folder of what was extracted together; many layers would make it longer than a file system allows."""
+    name = "-".join(["layers", *(reading.name for reading in readings)])
+    return name if len(name) < 100 else f"layers-{hashlib.sha256(name.encode()).hexdigest()[:20]}"
 
 
 def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> None:
@@ -225,37 +225,14 @@ def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> No
             )
 
 
-def _recipe(
-    encoder: Encoder, videos: Sequence[Video], pool: Pool, views: Views, normed: bool
-) -> dict[str, Any]:
+def _recipe(encoder: Encoder, source: Source, pool: Pool) -> dict[str, Any]:
     """Everything that a layer's numbers depend on, as JSON; also a record for whoever finds the folder."""
-    geometry = encoder.geometry
     return {
         "version": VERSION,
         "encoder": encoder.digest,
-        "normed": normed,
         "tokens": "all" if _dense(pool) else "means over space",
-        "views": asdict(views),
-        "geometry": [
-            geometry.frames,
-            geometry.fps,
-            None if geometry.fps else geometry.frame_step,
-            geometry.crop_size,
-            list(geometry.mean),
-            list(geometry.std),
-        ],
-        "videos": [_identity(video) for video in videos],
+        **source.identity(),
     }
-
-
-def _identity(video: Video) -> list[Any]:
-    """Path and stamp, None if it cannot be read; what of it is used; the rate, where a list alone knows it."""
-    try:
-        state = list(stamp(video.path))
-    except DecodeError:
-        state = None
-    rate = video.fps if video.path.is_dir() else None
-    return [str(video.path.resolve()), state, video.start, video.end, rate]
 
 
 @contextmanager
@@ -282,20 +259,20 @@ def _lock(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _holder(home: Path, layer: int) -> Path | None:
-    """The finished folder below ``home`` that has the table of ``layer``."""
-    found = sorted(home.glob(f"layers-*/layer{layer:02d}.npy"))
+def _holder(home: Path, reading: Reading) -> Path | None:
+    """The finished folder below ``home`` that has the table of ``reading``."""
+    found = sorted(home.glob(f"layers-*/layer{reading.name}.npy"))
     return next((file.parent for file in found if not file.parent.suffix), None)
 
 
-def _open(home: Path, layers: Sequence[int], pool: Pool) -> Features:
+def _open(home: Path, readings: Sequence[Reading], pool: Pool) -> Features:
     done: list[np.ndarray] = []
     tables: dict[int, np.ndarray] = {}
     reasons: dict[int, str] = {}
-    for k in layers:
-        folder = _holder(home, k)
-        assert folder is not None, f"layer {k} is not in {home}"
-        tables[k] = np.load(folder / f"layer{k:02d}.npy", mmap_mode="r")
+    for reading in readings:
+        folder = _holder(home, reading)
+        assert folder is not None, f"{reading} is not in {home}"
+        tables[reading.layer] = np.load(folder / f"layer{reading.name}.npy", mmap_mode="r")
         done.append(np.fromfile(folder / "done", dtype=np.uint8) == DONE)
         told = json.loads((folder / "unreadable.json").read_text())
         reasons |= {int(row): why for row, why in told.items()}
@@ -307,15 +284,13 @@ class _Job:
     """One extraction, from decoding to the table on disk."""
 
     encoder: Encoder
-    videos: list[Video]
-    layers: list[int]
+    source: Source
+    readings: list[Reading]
     pool: Pool
-    views: Views
-    normed: bool
-    frame_cache: Path | None
     batch_size: int
     workers: int | None
     device: torch.device | str
+    what: str
 
     def run(self, folder: Path, recipe: dict[str, Any], progress: bool) -> None:
         """Fills ``folder``; what an interrupted run has put there is kept."""
@@ -331,15 +306,15 @@ class _Job:
             ) from error
 
     def _fill(self, folder: Path, recipe: dict[str, Any], progress: bool) -> None:
-        shapes = self._shapes()
+        shape = self._shape()
         dtype = np.dtype(np.float16 if _dense(self.pool) else np.float32)
-        self._check_room(folder, shapes, dtype)
+        self._check_room(folder, shape, dtype)
         state = self._resume(folder, recipe)
         reasons_file = folder / "unreadable.json"
         reasons = json.loads(reasons_file.read_text()) if reasons_file.exists() else {}
         todo = np.flatnonzero(state == TODO)
         bar = Progress(
-            TextColumn(f"features of {self.encoder.name}"),
+            TextColumn(f"{self.what} of {self.encoder.name}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -347,7 +322,8 @@ class _Job:
             disable=not progress or not len(todo),
         )
         files = {
-            k: _create(folder / f"layer{k:02d}.npy", (len(state), *shapes[k]), dtype) for k in self.layers
+            reading: _create(folder / f"layer{reading.name}.npy", (len(state), *shape), dtype)
+            for reading in self.readings
         }
         pending: list[tuple[int, int]] = []
         told = time.monotonic()
@@ -370,7 +346,7 @@ class _Job:
                 task = bar.add_task("", total=len(state), completed=len(state) - len(todo))
                 for rows, batch in self._batches(todo, reasons):
                     if rows:
-                        self._write(files, rows, batch, shapes, dtype)
+                        self._write(files, rows, batch, shape, dtype)
                     failed = [int(row) for row in reasons if state[int(row)] == TODO]
                     marks = [(row, DONE) for row in rows] + [(row, UNREADABLE) for row in failed]
                     for row, value in marks:
@@ -392,41 +368,41 @@ class _Job:
         for file in folder.iterdir():
             sync(file)
 
-    def _shapes(self) -> dict[int, tuple[int, ...]]:
-        """Shape of a video's row in each layer's table: [crops, segments, ...]."""
+    def _shape(self) -> tuple[int, ...]:
+        """Shape of a video's row in every table: [crops, segments, ...]."""
         (pt, ph, pw), geometry = self.encoder.model.patch, self.encoder.geometry
         grid = Grid(geometry.frames // pt, geometry.crop_size // ph, geometry.crop_size // pw)
         dim = self.encoder.model.dim
-        tail = (grid.n if _dense(self.pool) else grid.t, dim)
-        return {k: (self.views.crops, self.views.segments, *tail) for k in self.layers}
+        views = self.source.views
+        return (views.crops, views.segments, grid.n if _dense(self.pool) else grid.t, dim)
 
-    def _check_room(self, folder: Path, shapes: dict[int, tuple[int, ...]], dtype: np.dtype) -> None:
-        need = sum(math.prod(shape) for shape in shapes.values()) * len(self.videos) * dtype.itemsize
+    def _check_room(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        need = len(self.readings) * math.prod(shape) * len(self.source) * dtype.itemsize
         have = sum(f.stat().st_blocks * 512 for f in folder.glob("layer*.npy"))
         free = shutil.disk_usage(folder).free
         if need - have > free:
             raise UserError(
-                f"features of {len(self.videos)} videos take {need / 2**30:.1f} GiB, {folder} has "
+                f"features of {len(self.source)} videos take {need / 2**30:.1f} GiB, {folder} has "
                 f"{free / 2**30:.1f} GiB left; free some space, or name another cache (TUBELET_CACHE)"
             )
 
     def _resume(self, folder: Path, recipe: dict[str, Any]) -> np.ndarray:
         """uint8 [videos]: what an earlier, interrupted extraction has done."""
         done = folder / "done"
-        if done.exists() and done.stat().st_size == len(self.videos):
+        if done.exists() and done.stat().st_size == len(self.source):
             return np.fromfile(done, dtype=np.uint8)
         shutil.rmtree(folder)
         folder.mkdir()
         write_json(folder / "about.json", {"name": self.encoder.name, **recipe})
-        done.write_bytes(bytes(len(self.videos)))
-        return np.zeros(len(self.videos), np.uint8)
+        done.write_bytes(bytes(len(self.source)))
+        return np.zeros(len(self.source), np.uint8)
 
     def _batches(self, todo: np.ndarray, reasons: dict[str, str]) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Readable videos in groups of about ``batch_size`` clips, decoded ahead in threads, in order.
 
         Fills ``reasons`` with the videos that cannot be read; the last group may be empty.
         """
-        group = max(1, self.batch_size // self.views.count)
+        group = max(1, self.batch_size // self.source.views.count)
         workers = self.workers or cores()
         waiting: deque[tuple[int, Future[Tensor]]] = deque()
         rows: list[int] = []
@@ -436,9 +412,7 @@ class _Job:
             try:
                 while True:
                     while len(waiting) < group + workers and (row := next(ahead, None)) is not None:
-                        video, geometry = self.videos[row], self.encoder.geometry
-                        read = pool.submit(read_views, video, geometry, self.views, self.frame_cache)
-                        waiting.append((row, read))
+                        waiting.append((row, pool.submit(self.source.read, row)))
                     if not waiting:
                         break
                     row, read = waiting.popleft()
@@ -457,43 +431,38 @@ class _Job:
     @torch.no_grad()
     def _write(
         self,
-        files: dict[int, tuple[BinaryIO, int]],
+        files: dict[Reading, tuple[BinaryIO, int]],
         rows: list[int],
         batch: list[Tensor],
-        shapes: dict[int, tuple[int, ...]],
+        shape: tuple[int, ...],
         dtype: np.dtype,
     ) -> None:
         model = self.encoder.model
         model.eval().to(self.device)
         clip = torch.cat(batch).to(self.device)
         grid = model.grid(clip)
-        found: dict[int, list[Tensor]] = {k: [] for k in self.layers}
+        found: dict[Reading, list[Tensor]] = {reading: [] for reading in self.readings}
         for part in clip.split(self.batch_size):  # one video with many views is more than a batch
-            for k, tokens in self._layers(part).items():  # [b, N, D]
-                kept = tokens if _dense(self.pool) else tokens.unflatten(1, (grid.t, -1)).mean(dim=2)
-                found[k].append(kept)
-        for k, parts in found.items():
-            values = torch.cat(parts).cpu().numpy().astype(dtype).reshape(len(rows), *shapes[k])
+            tokens = model.layers(
+                part, sorted({reading.layer for reading in self.readings})
+            )  # [b, N, D] each
+            for reading, parts in found.items():
+                read = model.norm(tokens[reading.layer]) if reading.normed else tokens[reading.layer]
+                parts.append(read if _dense(self.pool) else read.unflatten(1, (grid.t, -1)).mean(dim=2))
+        for reading, parts in found.items():
+            values = torch.cat(parts).cpu().numpy().astype(dtype).reshape(len(rows), *shape)
             finite = np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
             if not finite.all():
-                bad = self.videos[rows[int(np.flatnonzero(~finite)[0])]].path
+                bad = self.source.name(rows[int(np.flatnonzero(~finite)[0])])
                 raise UserError(
-                    f"{self.encoder.name} gives features at layer {k} of {bad} that are not finite numbers "
-                    f"in {dtype}; its weights are damaged or its training diverged: use an earlier checkpoint"
+                    f"{self.encoder.name} gives features at layer {reading.layer} of {bad} that are not finite "
+                    f"numbers in {dtype}; its weights are damaged or its training diverged: use an earlier checkpoint"
                 )
-            handle, start = files[k]
-            size = math.prod(shapes[k]) * dtype.itemsize
+            handle, start = files[reading]
+            size = math.prod(shape) * dtype.itemsize
             for row, value in zip(rows, values, strict=True):
                 handle.seek(start + row * size)
                 handle.write(value.tobytes())
-
-    def _layers(self, clip: Tensor) -> dict[int, Tensor]:
-        """The last layer is always the final normed one; earlier ones as ``normed`` says."""
-        model, last = self.encoder.model, self.encoder.model.depth
-        if self.normed or last not in self.layers:
-            return model.layers(clip, self.layers, normed=self.normed)
-        found = model.layers(clip, self.layers, normed=False)
-        return {**found, last: model.norm(found[last])}
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[BinaryIO, int]:

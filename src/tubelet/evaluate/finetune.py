@@ -30,8 +30,8 @@ from tubelet.data.manifest import Video
 from tubelet.data.source import ClipReader
 from tubelet.errors import UserError, nearest
 from tubelet.evaluate.attentive import Rates, time_left
-from tubelet.evaluate.features import Views, read_views
 from tubelet.evaluate.metrics import macro_recall
+from tubelet.evaluate.source import Views, read_views
 from tubelet.evaluate.tasks import inner_folds
 from tubelet.export.weights import Encoder
 from tubelet.nn.block import Block

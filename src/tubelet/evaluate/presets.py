@@ -12,7 +12,7 @@ from typing import Literal
 
 from tubelet.errors import UserError, nearest
 from tubelet.evaluate.attentive import AttentiveSettings, Rates
-from tubelet.evaluate.features import Views
+from tubelet.evaluate.source import Views
 from tubelet.export.weights import Geometry
 
 LAYERS = 4  # that the papers' probes of several layers read

@@ -15,12 +15,13 @@ from tubelet.data.manifest import Manifest, Video, read_manifest
 from tubelet.errors import UserError, nearest
 from tubelet.evaluate.amount import Amount, read_amounts
 from tubelet.evaluate.attentive import AttentiveSettings, Tokens
-from tubelet.evaluate.features import Features, Pool, Views, extract
+from tubelet.evaluate.features import Features, Pool, extract
 from tubelet.evaluate.finetune import FinetuneResult, FinetuneSettings, find_finetune, finetune_scores
 from tubelet.evaluate.presets import find_preset
 from tubelet.evaluate.result import FewLabels, ProbeResult, count_draws
 from tubelet.evaluate.retrieval import RetrievalResult, judge_retrieval
 from tubelet.evaluate.score import KINDS, Kind, Scored, Tuned, score
+from tubelet.evaluate.source import Views
 from tubelet.evaluate.tasks import Task, folds, read_task, take_label
 from tubelet.evaluate.values import RealTask, read_values, value_folds
 from tubelet.export.weights import Encoder

@@ -15,7 +15,7 @@ from tubelet.data.manifest import Manifest, Video
 from tubelet.data.stamp import Stamp, stamp
 from tubelet.data.stream import STILLS
 from tubelet.errors import UserError
-from tubelet.evaluate.features import Views, read_views
+from tubelet.evaluate.source import Views, read_views
 from tubelet.export.weights import Geometry
 from tubelet.recipes.fit import Footage
 
