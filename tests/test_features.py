@@ -529,3 +529,11 @@ def test_the_folder_of_many_layers_has_a_name_that_file_systems_allow(videos, tm
     many = [Reading(k, normed) for k in range(48) for normed in (False, True)]
     assert len(under_test._folder_name(many)) < 100
     assert under_test._folder_name(many) != under_test._folder_name(many[1:])
+
+
+def test_the_mean_of_a_clip_equals_the_mean_over_its_time_steps(videos, tmp_path):
+    enc = encoder()
+    small = go(enc, videos, tmp_path, layers=[1, 3], pool="clip", views=Views(segments=2))
+    large = go(enc, videos, tmp_path, layers=[1, 3], pool="mean", views=Views(segments=2))
+    assert small.tables[1].shape == (7, 1, 2, 1, enc.model.dim) and large.tables[1].shape[3] > 1
+    np.testing.assert_allclose(small.pooled(), large.pooled(), atol=1e-6)

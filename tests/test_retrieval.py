@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from tubelet.data.manifest import Video
 from tubelet.evaluate import retrieval as module
-from tubelet.evaluate.retrieval import judge_retrieval, neighbours, retrieval
+from tubelet.evaluate.retrieval import ask, judge_retrieval, map_difference, neighbours, retrieval
 from tubelet.evaluate.tasks import Task, read_task
 
 
@@ -165,3 +165,19 @@ def test_thousands_of_queries_take_seconds() -> None:
     random = np.random.default_rng(7)
     found = retrieval(random.normal(size=(3000, 16)), random.integers(0, 20, 3000))
     assert found.map == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_difference_of_two_maps_is_that_of_their_means_and_narrower_than_they_are_apart():
+    rng = np.random.default_rng(0)
+    label, group = np.repeat(np.arange(4), 10), np.arange(40) // 2
+    one = rng.standard_normal((40, 8)) + 2 * np.eye(4, 8)[label]
+    other = one + 0.1 * rng.standard_normal((40, 8))
+    asked = [ask(rows.astype(np.float32), label) for rows in (one, other)]
+    whole = [retrieval(rows.astype(np.float32), label, resampled=group) for rows in (one, other)]
+    found = map_difference(*asked, group)
+    assert found.value == pytest.approx(whole[0].map - whole[1].map)
+    assert found.low < found.value < found.high
+    wide = whole[0].intervals["map"]
+    assert found.high - found.low < (wide[1] - wide[0]) / 2
+    same = map_difference(asked[0], asked[0], group)
+    assert (same.value, same.low, same.high) == (0, 0, 0)

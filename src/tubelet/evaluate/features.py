@@ -39,8 +39,16 @@ from tubelet.export.weights import Encoder
 from tubelet.files import sync, write_json
 from tubelet.types import Grid
 
-Pool = Literal["mean", "time", "flat", "none"]
-POOLS: tuple[Pool, ...] = ("mean", "time", "flat", "none")
+Pool = Literal["mean", "time", "flat", "none", "clip"]
+POOLS: tuple[Pool, ...] = ("mean", "time", "flat", "none", "clip")
+# what the tables of a pool hold; pools that hold the same share them
+KEPT: dict[Pool, str] = {
+    "mean": "means over space",
+    "time": "means over space",
+    "flat": "all",
+    "none": "all",
+    "clip": "means over the clip",
+}
 VERSION = 3  # part of every key; raise it when numbers change for the same inputs
 TODO, DONE, UNREADABLE = 0, 1, 2
 COMMIT_EVERY = 2.0  # seconds between flushes to disk: what an interruption can cost
@@ -63,9 +71,9 @@ class Features:
     """One table per layer, a row per video of the manifest (of the source, where the clips are no videos).
 
     rows: int64 [n], the videos that could be read. tables: layer -> [videos, crops, segments, t, D] float32,
-    means over space (for pool "mean" and "time"), or [videos, crops, segments, N, D] float16, all tokens (for
-    "flat" and "none"); memory-mapped. excluded: manifest row -> reason, for videos that could not be read
-    (their table rows are zero). folder: where the tables of this encoder and these videos lie.
+    means over space (for pool "mean" and "time"; for "clip" t is 1, the mean over all tokens), or [videos, crops,
+    segments, N, D] float16, all tokens (for "flat" and "none"); memory-mapped. excluded: manifest row -> reason, for
+    videos that could not be read (their table rows are zero). folder: where the tables of this encoder and these videos lie.
     """
 
     rows: np.ndarray
@@ -75,13 +83,13 @@ class Features:
     pool: Pool
 
     def pooled(self) -> np.ndarray:
-        """float32 [n, layers * width]: views averaged, layers joined. Width: D (mean), t*D (time), N*D (flat)."""
+        """float32 [n, layers * width]: views averaged, layers joined. Width: D (mean, clip), t*D (time), N*D (flat)."""
         if self.pool == "none":
             raise ValueError('pool "none" has no pooled form; extract with "mean", "time" or "flat"')
         parts = []
         for table in self.tables.values():
             wide = np.stack([table[row].mean(axis=(0, 1), dtype=np.float32) for row in self.rows])
-            parts.append(wide.mean(axis=1) if self.pool == "mean" else wide.reshape(len(wide), -1))
+            parts.append(wide.mean(axis=1) if self.pool in ("mean", "clip") else wide.reshape(len(wide), -1))
         return np.concatenate(parts, axis=1)
 
     def tokens(self, rows: np.ndarray) -> Tensor:
@@ -125,9 +133,9 @@ def extract(
     """Features of ``videos`` at ``layers`` (default: the last), from the cache where it has them.
 
     pool: "mean" of all tokens; "time": mean over space, time steps joined, which keeps the order of events;
-    "flat": all tokens joined, which keeps places too; "none": all tokens, apart. "mean" and "time" share a
-    table in float32, "flat" and "none" one in float16. normed: pass earlier layers through the final norm too,
-    as the papers' probes do (the last layer always is). frame_cache: folder of decoded frames (`data.cache`), so that
+    "flat": all tokens joined, which keeps places too; "none": all tokens, apart; "clip": as "mean", in tables that
+    hold nothing else. "mean" and "time" share a table in float32, "flat" and "none" one in float16. normed: pass
+    earlier layers through the final norm too, as the papers' probes do (the last layer always is). frame_cache: folder of decoded frames (`data.cache`), so that
     many encoders of one crop size decode each video once; the features equal those without it. batch_size: clips
     through the encoder at once. workers: decoding threads (default: all cores).
     Raises UserError if no video can be read, if features are not finite (naming the clip), if a layer does not
@@ -193,8 +201,8 @@ def extract_source(
 
 
 def _dense(pool: Pool) -> bool:
-    """Whether all tokens are kept, or their means over space."""
-    return pool in ("flat", "none")
+    """Whether all tokens are kept, or means of them."""
+    return KEPT[pool] == "all"
 
 
 def _folder_name(readings: Sequence[Reading]) -> str:
@@ -206,7 +214,7 @@ def _folder_name(readings: Sequence[Reading]) -> str:
 def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> None:
     model, geometry = encoder.model, encoder.geometry
     if pool not in POOLS:
-        raise UserError(f'pool="{pool}" is unknown; use "mean", "time", "flat" or "none"')
+        raise UserError(f'pool="{pool}" is unknown; use "mean", "time", "flat", "none" or "clip"')
     if not count:
         raise UserError("there are no videos to compute features of")
     if model.channels != 3:
@@ -230,7 +238,7 @@ def _recipe(encoder: Encoder, source: Source, pool: Pool) -> dict[str, Any]:
     return {
         "version": VERSION,
         "encoder": encoder.digest,
-        "tokens": "all" if _dense(pool) else "means over space",
+        "tokens": KEPT[pool],
         **source.identity(),
     }
 
@@ -374,7 +382,12 @@ class _Job:
         grid = Grid(geometry.frames // pt, geometry.crop_size // ph, geometry.crop_size // pw)
         dim = self.encoder.model.dim
         views = self.source.views
-        return (views.crops, views.segments, grid.n if _dense(self.pool) else grid.t, dim)
+        return (
+            views.crops,
+            views.segments,
+            {"all": grid.n, "means over space": grid.t}.get(KEPT[self.pool], 1),
+            dim,
+        )
 
     def _check_room(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         need = len(self.readings) * math.prod(shape) * len(self.source) * dtype.itemsize
@@ -440,7 +453,6 @@ class _Job:
         model = self.encoder.model
         model.eval().to(self.device)
         clip = torch.cat(batch).to(self.device)
-        grid = model.grid(clip)
         found: dict[Reading, list[Tensor]] = {reading: [] for reading in self.readings}
         for part in clip.split(self.batch_size):  # one video with many views is more than a batch
             tokens = model.layers(
@@ -448,7 +460,7 @@ class _Job:
             )  # [b, N, D] each
             for reading, parts in found.items():
                 read = model.norm(tokens[reading.layer]) if reading.normed else tokens[reading.layer]
-                parts.append(read if _dense(self.pool) else read.unflatten(1, (grid.t, -1)).mean(dim=2))
+                parts.append(read if _dense(self.pool) else read.unflatten(1, (shape[2], -1)).mean(dim=2))
         for reading, parts in found.items():
             values = torch.cat(parts).cpu().numpy().astype(dtype).reshape(len(rows), *shape)
             finite = np.isfinite(values.reshape(len(rows), -1)).all(axis=1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tubelet.data.manifest import Video
 from tubelet.evaluate.metrics import RESAMPLES
+from tubelet.evaluate.noise import Interval
 from tubelet.evaluate.tasks import Task, folds
 from tubelet.files import write_json
 
@@ -70,11 +71,8 @@ def retrieval(
     that is searched stays.
     Raises ValueError if features are not finite, or if no clip has another of its class.
     """
-    parts = [_judge(label, ranking) for ranking in _rankings(features, group, np.arange(len(features)))]
-    asked = np.concatenate([part.asked for part in parts])
-    if not asked.any():
-        raise ValueError("no clip has another of its class to find")
-    values = np.concatenate([part.values for part in parts])[asked]  # [queries, 1 + 2 * len(KS)]
+    found = ask(features, label, group)
+    asked, values = found.asked, found.values[found.asked]
     cluster = next(one for one in (resampled, group, np.arange(len(features))) if one is not None)
     means = values.mean(axis=0)
     low, high = _interval(values, cluster[asked], seed)
@@ -87,6 +85,43 @@ def retrieval(
         skipped=int((~asked).sum()),
         intervals={n: (float(a), float(b)) for n, a, b in zip(names, low, high, strict=True)},
     )
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What each clip found. values: float64 [q, 1 + 2 * len(KS)], average precision, hits, recalls.
+
+    asked: bool [q], False for clips that have no other of their class to find.
+    """
+
+    values: np.ndarray
+    asked: np.ndarray
+
+
+def ask(features: np.ndarray, label: np.ndarray, group: np.ndarray | None = None) -> Queries:
+    """What every clip finds among the others; arguments and errors as of `retrieval`."""
+    parts = [_judge(label, ranking) for ranking in _rankings(features, group, np.arange(len(features)))]
+    found = Queries(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "asked"))
+    )
+    if not found.asked.any():
+        raise ValueError("no clip has another of its class to find")
+    return found
+
+
+def map_difference(
+    one: Queries, other: Queries, cluster: np.ndarray | None = None, seed: int = 0
+) -> Interval:
+    """mAP of ``one`` minus that of ``other`` on the same queries, with its paired 95 % bootstrap interval.
+
+    cluster: [q], the groups that are drawn again (None: every query for itself). The same queries are hard for both,
+    so this interval is narrower than those of the two apart suggest.
+    """
+    assert np.array_equal(one.asked, other.asked), "other queries were asked"
+    apart = (one.values - other.values)[one.asked][:, :1]
+    groups = np.arange(len(one.asked)) if cluster is None else cluster
+    low, high = _interval(apart, groups[one.asked], seed)
+    return Interval(float(apart.mean()), float(low[0]), float(high[0]))
 
 
 def neighbours(
@@ -206,14 +241,6 @@ class _Ranking:
     cosine: Tensor
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """values: float64 [q, 1 + 2 * len(KS)], average precision, hits, recalls. asked: bool [q], False if skipped."""
-
-    values: np.ndarray
-    asked: np.ndarray
-
-
 def _rankings(features: np.ndarray, group: np.ndarray | None, queries: np.ndarray) -> Iterator[_Ranking]:
     """Every query against all clips, some queries at a time."""
     if not np.isfinite(features).all():
@@ -229,7 +256,7 @@ def _rankings(features: np.ndarray, group: np.ndarray | None, queries: np.ndarra
         yield _Ranking(part.numpy(), order, others, cosine)
 
 
-def _judge(label: np.ndarray, ranking: _Ranking) -> _Judged:
+def _judge(label: np.ndarray, ranking: _Ranking) -> Queries:
     labels = torch.as_tensor(label)
     same = (labels[None, :] == labels[ranking.queries, None]) & ranking.others
     relevant = same.gather(1, ranking.order).double()
@@ -240,7 +267,7 @@ def _judge(label: np.ndarray, ranking: _Ranking) -> _Judged:
     within = [reached[:, min(k, relevant.shape[1]) - 1] for k in KS]
     columns += [(count > 0).double() for count in within]
     columns += [count / total for count in within]
-    return _Judged(torch.stack(columns, 1).numpy(), (total > 0).numpy())
+    return Queries(torch.stack(columns, 1).numpy(), (total > 0).numpy())
 
 
 def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
