@@ -42,10 +42,12 @@ ARROWS: dict[str, set[str]] = {
     "recipes": BELOW | ROOTS | {"report"},
     # what compares runs, runs recipes
     "compare": BELOW | ROOTS | {"report", "recipes"},
+    # a look inside encoders draws its own page
+    "inside": BELOW | ROOTS | {"report"},
     "doctor": BELOW | ROOTS,
     "demo": BELOW | ROOTS | {"report", "recipes"},
-    "cli": BELOW | ROOTS | {"report", "recipes", "compare", "doctor", "demo"},
-    "__init__": BELOW | ROOTS | {"report", "recipes", "compare", "doctor", "demo", "cli"},
+    "cli": BELOW | ROOTS | {"report", "recipes", "compare", "inside", "doctor", "demo"},
+    "__init__": BELOW | ROOTS | {"report", "recipes", "compare", "inside", "doctor", "demo", "cli"},
     "__main__": {"cli"},
 }
 

@@ -394,6 +394,99 @@ def _convergence(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _add_analyze(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="a look inside encoders: what each depth knows")
+    parser.add_argument(
+        "encoders",
+        metavar="ENCODER",
+        nargs="+",
+        help="run folder, encoder/ folder, checkpoint, random:vit_tiny, random:RUN, pixels or pixels:RUN; several are "
+        "drawn over each other",
+    )
+    parser.add_argument(
+        "--data", required=True, help="manifest, list or folder; labels are needed for probes"
+    )
+    parser.add_argument("--out", required=True, help="folder for analysis.json, CSVs and report.html")
+    parser.add_argument("--names", type=_words, help="what to call the encoders, such as ours,random")
+    parser.add_argument("--layers", type=_numbers, help="such as 0,3,6 (default: all, the embedding too)")
+    parser.add_argument(
+        "--skip",
+        type=_words,
+        default=(),
+        help="parts to leave out: decodability, similarity, tokens, influence, spectrum, occdrop, gratings, saturation",
+    )
+    parser.add_argument("--label", metavar="COLUMN", help="another column of the list to take labels from")
+    parser.add_argument(
+        "--folds", type=int, default=0, help="group-disjoint folds instead of the split column"
+    )
+    parser.add_argument(
+        "--unlabelled", choices=("error", "exclude"), default="error", help="what clips without label are"
+    )
+    parser.add_argument(
+        "--segments", type=int, default=1, help="clips along a video's time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--crops", type=int, default=1, help="crops along a frame's long side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--token-clips", type=int, default=64, help="clips whose tokens are looked at (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--influence-clips",
+        type=int,
+        default=2,
+        help="clips to take patches away from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grating-clips", type=int, help="of each world of gratings (default: all 10,800 and 15,552)"
+    )
+    parser.add_argument(
+        "--integer-labels",
+        action="store_true",
+        help="cut the gratings' labels to integers, as the blockwise paper's released code does by mistake",
+    )
+    parser.add_argument(
+        "--checkpoints", help='"all" or steps such as 100,200: follow runs through the checkpoints they kept'
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="clips at once (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="decoding threads (default: one per core)")
+    parser.add_argument("--cache", help="folder for features (default: $TUBELET_CACHE or the user's cache)")
+    parser.add_argument("--frame-cache", help="folder for decoded frames, which other encoders can then use")
+    parser.add_argument("--seed", type=int, default=0, help="of folds and samples (default: %(default)s)")
+
+
+def _analyze(chosen: argparse.Namespace) -> int:
+    from tubelet.evaluate.source import Views
+    from tubelet.inside.analyze import analyze
+    from tubelet.inside.footage import Manner
+    from tubelet.inside.look import Amounts
+    from tubelet.train.parallel import resolve_device
+
+    amounts = ("skip", "token_clips", "influence_clips", "grating_clips", "integer_labels", "checkpoints")
+    analyze(
+        chosen.encoders,
+        chosen.data,
+        chosen.out,
+        names=chosen.names,
+        layers=chosen.layers,
+        label=chosen.label,
+        folds=chosen.folds,
+        unlabelled=chosen.unlabelled,
+        views=Views(chosen.segments, chosen.crops),
+        amounts=Amounts(**{name: getattr(chosen, name) for name in amounts}),
+        manner=Manner(
+            chosen.cache,
+            Path(chosen.frame_cache) if chosen.frame_cache else None,
+            chosen.batch_size,
+            chosen.workers,
+            resolve_device(chosen.device),
+        ),
+        seed=chosen.seed,
+    )
+    return 0
+
+
 def _add_compare(commands: Any, name: str) -> None:
     commands.add_parser(
         name, help="methods at equal compute: tubelet compare --data DATA --budget FLOPS --out OUT"
@@ -546,6 +639,7 @@ COMMANDS: dict[str, tuple[Callable[[Any, str], None], Callable[[argparse.Namespa
     "scan": (_add_scan, _scan),
     "pretrain": (_add_pretrain, None),
     "probe": (_add_probe, _probe),
+    "analyze": (_add_analyze, _analyze),
     "compare": (_add_compare, None),
     "study": (_add_study, None),
     "convergence": (_add_convergence, _convergence),

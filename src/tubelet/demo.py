@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from tubelet.analysis.cost import forward_flops
+from tubelet.data.augment import to_pictures
 from tubelet.data.manifest import Manifest, Video, read_manifest
 from tubelet.data.scan import scan
 from tubelet.data.synthetic import APPEARANCES, MOTIONS, write_world
@@ -255,7 +255,7 @@ def _reconstructions(teacher: Finished, manifest: Manifest, geometry: Geometry) 
     restored = predicted * hidden.std(-1, keepdim=True) + hidden.mean(-1, keepdim=True)
     grey = torch.zeros_like(hidden)
     shown = [
-        _pictures(unpatchify(patches, grid, patch), geometry)
+        to_pictures(unpatchify(patches, grid, patch), geometry.mean, geometry.std)
         for patches in (pixels, pixels.scatter(1, place, grey), pixels.scatter(1, place, restored))
     ]
     return [
@@ -286,20 +286,13 @@ def _neighbours(features: Features, manifest: Manifest) -> list[list[Strip]]:
 
 def _strip(video: Video, likeness: float, query: bool) -> Strip:
     geometry = Geometry(8, None, 1, 48, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    clip = _pictures(read_views(video, geometry, Views()), geometry)[0]
+    clip = to_pictures(read_views(video, geometry, Views()), geometry.mean, geometry.std)[0]
     label = f"{video.extra['appearance']}, {video.extra['motion']}"
     return Strip("query" if query else f"cosine {likeness:.2f}", clip, label)
 
 
 def _first(manifest: Manifest, column: str, value: str) -> Video:
     return next(video for video in manifest.videos if video.extra[column] == value)
-
-
-def _pictures(clips: Tensor, geometry: Geometry) -> np.ndarray:
-    """uint8 [B, T, H, W, 3] of normalised clips [B, 3, T, H, W]."""
-    mean, std = (torch.tensor(values).reshape(3, 1, 1, 1) for values in (geometry.mean, geometry.std))
-    pixels = ((clips * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 4, 1).numpy()
 
 
 def _costs(

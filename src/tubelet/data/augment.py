@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -137,3 +138,10 @@ def normalise(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     m = torch.tensor(mean, device=clips.device).reshape(shape) * 255
     s = torch.tensor(std, device=clips.device).reshape(shape) * 255
     return clips.to(torch.float32, copy=True).sub_(m).div_(s)
+
+
+def to_pictures(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised clips [B, 3, T, H, W] as what they show: uint8 [B, T, H, W, 3]."""
+    offset, scale = (torch.tensor(values).reshape(3, 1, 1, 1) for values in (mean, std))
+    pixels = ((clips * scale + offset) * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).numpy()

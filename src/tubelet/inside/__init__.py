@@ -1,0 +1,1 @@
+"""A look inside encoders: what each depth knows (`tubelet analyze`)."""

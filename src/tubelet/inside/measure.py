@@ -1,0 +1,361 @@
+"""The parts of an analysis, each from features to records."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tubelet.analysis.occlusion import Occluded, occdrop
+from tubelet.analysis.similarity import SimilarityMap, similarity_map
+from tubelet.analysis.spectrum import lidar, spectrum
+from tubelet.evaluate.features import Reading
+from tubelet.evaluate.metrics import top1
+from tubelet.evaluate.source import VideoSource
+from tubelet.files import replace_file
+from tubelet.inside import cuts as cutting
+from tubelet.inside import decoding, tokens, worlds
+from tubelet.inside.footage import Asked, Means
+from tubelet.inside.look import Look
+from tubelet.inside.records import interval, number
+from tubelet.inside.saturation import Transition, saturation
+from tubelet.inside.subject import Subject
+from tubelet.inside.through import through
+from tubelet.nn.vit import ViT
+from tubelet.report.heatmap import influence_picture
+
+Decodings = dict[str, dict[int, decoding.Decoded | None]]
+Maps = dict[tuple[str, str], SimilarityMap]
+MAPS = {"cka_linear": "linear", "cka_debiased": "debiased", "cka_rbf": "rbf"}
+
+
+def decodability(look: Look, asked: Asked) -> Decodings:
+    """Linear probe and retrieval at every layer of every encoder."""
+    if asked.task is None or not look.amounts.has("decodability"):
+        return {}
+    decoded: Decodings = {}
+    with look.part("linear probes and retrieval", sum(len(s.layers) for s in look.subjects)) as advance:
+        for subject in look.subjects:
+            found: dict[int, decoding.Decoded | None] = {}
+            for k in subject.layers:
+                found[k] = decoding.decode(look.means(subject, k, asked)[:], asked, look.seed)
+                advance(1)
+            decoding.record(found, asked, subject.name, look.records, look.seed)
+            decoded[subject.name] = found
+    return decoded
+
+
+def similarity(look: Look, asked: Asked) -> Maps:
+    """CKA of all layers with all layers, within each encoder and between any two."""
+    if not look.amounts.has("similarity"):
+        return {}
+    pairs = [(s, s) for s in look.subjects] + list(combinations(look.subjects, 2))
+    maps: Maps = {}
+    with look.part("similarity of layers", len(pairs)) as advance:
+        for one, other in pairs:
+            mine, theirs = ([look.means(s, k, asked) for k in s.layers] for s in (one, other))
+            maps[one.name, other.name] = similarity_map(
+                mine, None if one is other else theirs, seed=look.seed, advance=_steps(advance)
+            )
+    return maps
+
+
+def _steps(advance: Callable[[float], None]) -> Callable[[float], None]:
+    """From a share that rises to 1 to steps that add up to it."""
+    done = 0.0
+
+    def tell(share: float) -> None:
+        nonlocal done
+        advance(share - done)
+        done = share
+
+    return tell
+
+
+def transitions(look: Look, asked: Asked, decoded: Decodings, maps: Maps) -> dict[str, list[Transition]]:
+    """From each layer to the next that was looked at: how alike they are, and what is gained."""
+    found: dict[str, list[Transition]] = {}
+    with look.timed("gains"):
+        for subject in look.subjects:
+            own = maps.get((subject.name, subject.name))
+            rows = []
+            for place, (start, stop) in enumerate(pairwise(subject.layers)):
+                cka = math.nan if own is None else float(own.linear[place, place + 1])
+                gained = (None, None)
+                if subject.name in decoded:
+                    gained = decoding.gains(decoded[subject.name], start, stop, asked, look.seed)
+                rows.append(Transition(start, stop, cka, *gained))
+            found[subject.name] = rows
+    return found
+
+
+def told_transitions(found: Mapping[str, list[Transition]], maps: Maps) -> list[dict[str, Any]]:
+    """Transitions as analysis.json has them."""
+    told = []
+    for name, rows in found.items():
+        own = maps.get((name, name))
+        for place, row in enumerate(rows):
+            alike = (
+                {} if own is None else {m: getattr(own, which)[place, place + 1] for m, which in MAPS.items()}
+            )
+            told.append(
+                {
+                    "encoder": name,
+                    "from": row.start,
+                    "to": row.stop,
+                    **{metric: number(float(value)) for metric, value in alike.items()},
+                    "gain_linear": interval(row.gain_linear),
+                    "gain_map": interval(row.gain_map),
+                }
+            )
+    return told
+
+
+def told_maps(look: Look, maps: Maps) -> list[dict[str, Any]]:
+    """Maps as analysis.json has them."""
+    layers = {subject.name: list(subject.layers) for subject in look.subjects}
+    return [
+        {
+            "one": one,
+            "other": other,
+            "metric": metric,
+            "layers_one": layers[one],
+            "layers_other": layers[other],
+            "values": [[number(float(value)) for value in row] for row in getattr(found, name)],
+        }
+        for (one, other), found in maps.items()
+        for metric, name in MAPS.items()
+    ]
+
+
+def spectra(look: Look, asked: Asked) -> None:
+    """Spectrum and scale of every layer's features; LiDAR where clips have several views."""
+    if not look.amounts.has("spectrum"):
+        return
+    with look.part("spectrum", sum(len(s.layers) for s in look.subjects)) as advance:
+        for subject in look.subjects:
+            for k in subject.layers:
+                values = asdict(spectrum(look.means(subject, k, asked), look.seed))
+                flat = decoding.constant(look.means(subject, k, asked)[: decoding.PEEK])
+                why = decoding.CONSTANT if flat else "it is infinite: the features leave directions unused"
+                look.records.add_all(subject.name, k, values, why)
+                if look.footage.views.count > 1:
+                    table = look.features[subject.name][False].tables[k]
+                    look.records.add(
+                        subject.name, k, "lidar", lidar(_Views(table, asked.rows)), undefined=why
+                    )
+                advance(1)
+
+
+class _Views:
+    """Rows [n, views, D] of a table of features."""
+
+    def __init__(self, table: np.ndarray, rows: np.ndarray):
+        self.table, self.rows = table, rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        n, d = len(self.rows), self.table.shape[-1]
+        return n, self.table.shape[1] * self.table.shape[2], d
+
+    def __getitem__(self, chosen: Any, /) -> np.ndarray:
+        picked = self.table[self.rows[chosen]]
+        return picked.reshape(len(picked), -1, picked.shape[-1])
+
+
+def token_statistics(look: Look, asked: Asked) -> None:
+    """Similarity, norms, outliers and attention of single tokens, over a sample of clips."""
+    if not look.amounts.has("tokens"):
+        return
+    rows = tokens.sample(asked.rows, look.amounts.token_clips, look.seed)
+    if len(rows) < len(asked.rows):
+        look.notes.append(f"token statistics are of {len(rows)} clips drawn from {len(asked.rows)}")
+    with look.part("tokens and attention", len(look.subjects) * len(rows)) as advance:
+        for subject in look.subjects:
+            source = look.source(subject)
+            about = look.about(subject) | {"rows": rows.tolist()}
+
+            def make(subject: Subject = subject, source: VideoSource = source) -> Any:
+                return tokens.token_statistics(subject, source, rows, look.manner, lambda: advance(1))
+
+            for layer, metrics in look.kept.get("tokens", about, make).items():
+                for metric, (mean, _) in metrics.items():
+                    look.records.add(
+                        subject.name, int(layer), metric, mean, undefined="undefined in every clip"
+                    )
+
+
+def influence(look: Look, asked: Asked) -> list[dict[str, Any]]:
+    """What taking a patch away changes, as numbers and as pictures in OUT/influence."""
+    if not look.amounts.has("influence"):
+        return []
+    rows = tokens.sample(asked.rows, look.amounts.influence_clips, look.seed)
+    told = []
+    with look.part("influence of patches", len(look.subjects) * len(rows)) as advance:
+        for subject in look.subjects:
+            source = look.source(subject)
+            reaches: dict[str, list[list[float]]] = {}
+            for place_number, row in enumerate(rows.tolist()):
+                about = look.about(subject) | {"row": row}
+
+                def make(subject: Subject = subject, source: VideoSource = source, row: int = row) -> Any:
+                    return tokens.influence(subject, source, row, look.manner)
+
+                found = look.kept.get("influence", about, make)
+                for layer, reach in found["reach"].items():
+                    reaches.setdefault(layer, []).append(reach)
+                file = f"influence/{_slug(subject.name)}-{place_number}.png"
+                frame = np.frombuffer(base64.b64decode(found["frame"]), np.uint8).reshape(found["shape"])
+                place = (found["place"][0], found["place"][1])
+                picture = influence_picture(frame, np.array(found["change"]), place, found["layers"])
+                with replace_file(look.out / file) as draft:
+                    draft.write_bytes(picture)
+                told.append(
+                    {
+                        "encoder": subject.name,
+                        "clip": Path(found["name"]).name,
+                        "layers": found["layers"],
+                        "patch": found["place"],
+                        "picture": file,
+                    }
+                )
+                advance(1)
+            for layer, pairs in reaches.items():
+                for metric, value in zip(
+                    ("influence_elsewhere", "influence_distance"), zip(*pairs, strict=True), strict=True
+                ):
+                    mean = float(np.mean(value))
+                    look.records.add(subject.name, int(layer), metric, mean, undefined="no token changes")
+    return told
+
+
+def occluded(look: Look, asked: Asked, decoded: Decodings) -> None:
+    """OccDrop on the data's labels: the probe fitted anew on clips of which one patch is left."""
+    if asked.task is None or not (look.amounts.has("occdrop") and decoded):
+        return
+    for subject in look.subjects:
+        source = Occluded(look.source(subject), subject.encoder.model.patch, look.seed)
+        with look.no_bar("one-patch clips"):
+            readings = [Reading(k, False) for k in subject.layers]
+            found = look.manner.extract(subject.encoder, source, readings, "one-patch features")[False]
+        with look.part("probes of one-patch clips", len(subject.layers)) as advance:
+            for k in subject.layers:
+                features = Means(found.tables[k], asked.rows)[:]
+                whole = decoded[subject.name][k]
+                score = math.nan
+                if not decoding.constant(features):
+                    answers = decoding.linear(features, asked.task, asked.folds)
+                    score = top1(answers.label, answers.correct)
+                drop = (
+                    math.nan
+                    if whole is None
+                    else occdrop(top1(whole.answers.label, whole.answers.correct), score)
+                )
+                look.records.add(subject.name, k, "linear_occluded", score, undefined=decoding.CONSTANT)
+                look.records.add(
+                    subject.name, k, "occdrop", drop, undefined="one of the two accuracies is undefined"
+                )
+                advance(1)
+
+
+def gratings(look: Look) -> dict[str, dict[str, float]]:
+    """Both worlds of gratings, whole and with one patch left; returns each world's majority shares by target."""
+    if not look.amounts.has("gratings"):
+        return {}
+    levels: dict[str, dict[str, float]] = {}
+    whole_world = len(worlds.WORLDS["grating"]), len(worlds.WORLDS["double"])
+    if look.amounts.grating_clips is not None:
+        taken = [min(look.amounts.grating_clips, count) for count in whole_world]
+        look.notes.append(
+            f"gratings: {taken[0]:,} of {whole_world[0]:,} single and {taken[1]:,} of {whole_world[1]:,} double ones"
+        )
+    for subject in look.subjects:
+        for world in worlds.WORLDS:
+            found = worlds.probe_world(look, subject, world)
+            levels[world] = found.majority
+            for k, scores in found.whole.items():
+                occluded_mean = found.occluded[k].mean if found.occluded else math.nan
+                why = next(iter(scores.undefined.values()), None)
+                look.records.add(subject.name, k, world, scores.mean, undefined=why)
+                for target, accuracy in scores.accuracy.items():
+                    look.records.add(
+                        subject.name, k, world, accuracy, target, undefined=scores.undefined.get(target)
+                    )
+                if found.occluded:
+                    drop = occdrop(scores.mean, occluded_mean)
+                    look.records.add(
+                        subject.name, k, f"occdrop_{world}", drop, undefined="undefined accuracy"
+                    )
+    return levels
+
+
+def saturated(look: Look, asked: Asked, found: Mapping[str, list[Transition]]) -> list[dict[str, Any]]:
+    """Which blocks change nothing measurable, and what keeping fewer layers costs and saves."""
+    needed = ("saturation", "decodability", "similarity")
+    if asked.task is None or not all(look.amounts.has(part) for part in needed):
+        return []
+    told = []
+    with look.part("what fewer layers cost", len(look.subjects)) as advance:
+        for subject in look.subjects:
+            judged = saturation(found[subject.name])
+            model, rows = subject.encoder.model, []
+            if isinstance(model, ViT) and subject.depth in subject.layers:
+                kept = [*cutting.candidates(subject.depth, judged.keep, subject.layers), subject.depth]
+                tables = {k: _reader(look.means(subject, k, asked, normed=True)) for k in kept}
+                rows = cutting.cuts(
+                    model, subject.encoder.geometry, tables, asked, look.seed, look.manner.device
+                )
+            told.append(
+                {
+                    "encoder": subject.name,
+                    "spec": subject.spec,
+                    "blocks": list(judged.blocks),
+                    "keep": judged.keep,
+                    "sentence": judged.sentence,
+                    "cuts": rows,
+                }
+            )
+            advance(1)
+    return told
+
+
+def followed(
+    look: Look, asked: Asked, saved: Mapping[str, Mapping[int, Path]]
+) -> list[dict[str, Any]] | None:
+    """Runs through training, see `inside.through`; None if that was not asked for."""
+    if not saved:
+        return None
+    told = []
+    for subject in look.subjects:
+        if subject.name in saved:
+            with look.no_bar("through training"):
+                final = look.features[subject.name][False]
+                told.append(
+                    through(
+                        subject,
+                        saved[subject.name],
+                        look.footage,
+                        asked,
+                        final,
+                        look.manner,
+                        look.kept,
+                        look.seed,
+                    )
+                )
+    return told
+
+
+def _reader(rows: Means) -> Callable[[], np.ndarray]:
+    return lambda: rows[:]
+
+
+def _slug(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "encoder"
