@@ -13,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tubelet.data.gratings import grating
 from tubelet.data.manifest import Video
-from tubelet.data.synthetic import grating, write_video
+from tubelet.data.synthetic import write_video
 from tubelet.errors import UserError
 from tubelet.evaluate.attentive import AttentiveSettings, attentive_scores
 from tubelet.evaluate.features import extract

@@ -16,7 +16,6 @@ from tubelet.data.synthetic import (
     FRAMES,
     MOTIONS,
     SIZE,
-    grating,
     render,
     write_video,
     write_world,
@@ -118,45 +117,6 @@ def test_spectra_peak_at_the_stated_wavelengths(appearance: str) -> None:
         steps = np.round(along * CANVAS).astype(int)
         mean = [power[wedge & (steps == k)].mean() for k in range(1, CANVAS // 2)]
         assert CANVAS / (1 + int(np.argmax(mean))) == pytest.approx(stated, rel=0.2)
-
-
-# Gratings
-
-
-@pytest.mark.parametrize(
-    ("kx", "ky", "hertz"),
-    [(5, 0, 3), (5, 0, -3), (0, 4, 2), (0, 4, -2), (3, 6, 1), (6, -3, 5), (-2, 5, -4), (7, 2, 0)],
-)
-def test_a_grating_is_one_peak_in_the_fourier_transform(kx: int, ky: int, hertz: int) -> None:
-    """Whole cycles in 16 frames of one second and 40 pixels: two bins, opposite, and nothing else.
-
-    sin(2 pi (kx x + ky y - f t)) is the bin (-f, ky, kx) and its conjugate, for either sign of f.
-    """
-    frames, size, contrast = 16, 40, 0.7
-    orientation, cycles = float(np.rad2deg(np.arctan2(ky, kx))), float(np.hypot(kx, ky))
-    clip = grating(orientation, cycles, hertz, fps=16, contrast=contrast, frames=frames, size=size)
-    assert clip.shape == (frames, size, size) and clip.dtype == np.float32
-    found = np.abs(np.fft.fftn(clip)) / clip.size
-    peaks = {tuple(int(i) for i in place) for place in np.argwhere(found > 1e-4)}
-    expected = {(-hertz % frames, ky % size, kx % size), (hertz % frames, -ky % size, -kx % size)}
-    assert peaks == expected
-    assert found[tuple(np.array(list(expected)).T)] == pytest.approx(contrast / 2, abs=1e-5)
-
-
-def test_a_positive_temporal_frequency_drifts_along_the_orientation() -> None:
-    """4 cycles in 64 pixels at a quarter of a cycle a frame: 4 pixels a frame, to the right, or down."""
-    for orientation, axis in ((0, 2), (90, 1)):
-        for sign in (1, -1):
-            clip = grating(orientation, 4, sign * 1.5, fps=6, size=64, frames=5)
-            moved = np.roll(clip[:-1], 4 * sign, axis=axis)
-            np.testing.assert_allclose(clip[1:], moved, atol=1e-5)
-
-
-def test_the_published_gratings() -> None:
-    clip = grating(30, 8, 1.25, phase=0.4)
-    assert clip.shape == (16, 128, 128) and 0.99 < np.abs(clip).max() <= 1
-    assert np.array_equal(clip, grating(30, 8, 1.25, phase=0.4))
-    np.testing.assert_allclose(clip, -grating(30, 8, 1.25, phase=0.4 + np.pi), atol=1e-5)
 
 
 # On disk

@@ -54,9 +54,15 @@ def rankme(rows: Tensor) -> float:
     if not rows.isfinite().all():
         return math.nan
     singular = torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0).sqrt()
-    if singular.sum() <= 0:
-        return 0.0
-    share = singular / singular.sum()
+    return entropy_rank(singular) if singular.sum() > 0 else 0.0
+
+
+def entropy_rank(weights: Tensor) -> float:
+    """exp of the entropy of ``weights`` [D] as shares of their sum, from 1 (one counts) to D (all alike).
+
+    At least 0, one of them more. The effective rank of Roy & Vetterli (2007), if they are singular values.
+    """
+    share = weights / weights.sum()
     return math.exp(-torch.special.xlogy(share, share).sum().item())
 
 
@@ -79,7 +85,9 @@ def mean_norm(tokens: Tensor) -> float:
 def linear_cka(one: Tensor, other: Tensor) -> float:
     """Linear centred kernel alignment of centred rows [..., D] and [..., E]: 1 if equal up to rotation and scale.
 
-    Source: arXiv 1905.00414 (the biased estimator). nan where a side is constant: undefined, not zero.
+    Of tensors in memory that the caller has centred, by `content` for one; for tables of features, which may be longer
+    than memory, and for other estimators: `analysis.similarity`. Source: arXiv 1905.00414 (the biased estimator). nan
+    where a side is constant: undefined, not zero.
     """
     one, other = one.flatten(0, -2).double(), other.flatten(0, -2).double()
     scale = (one.T @ one).norm() * (other.T @ other).norm()

@@ -1,4 +1,4 @@
-"""Labelled worlds that are computed: textures that drift, and the drifting gratings of the blockwise paper.
+"""A labelled world that is computed: textures that drift.
 
 `render` gives clips whose *motion* cannot be read from one frame and whose *appearance* can; everything else
 about them (the texture, its colours, its density, where it starts) is drawn anew for every clip and says nothing
@@ -82,31 +82,6 @@ def _band(vertical: float, horizontal: float) -> np.ndarray:
     fy = np.fft.fftfreq(CANVAS)[:, None] * vertical
     fx = np.fft.rfftfreq(CANVAS)[None, :] * horizontal
     return np.exp(-0.5 * (np.log(np.hypot(fy, fx) + 1e-9) / BANDWIDTH) ** 2).astype(np.float32)
-
-
-def grating(
-    orientation: float,
-    spatial_frequency: float,
-    temporal_frequency: float,
-    fps: float = 6.25,
-    contrast: float = 1.0,
-    phase: float = 0.0,
-    frames: int = 16,
-    size: int = 128,
-) -> np.ndarray:
-    """A drifting grating, float32 [T, H, W] in [-contrast, contrast] (arXiv 2601.09040: 16 frames of 128 pixels).
-
-    sin(2 pi (spatial_frequency (x cos o + y sin o) - temporal_frequency t) + phase): orientation o in degrees is
-    the direction of the wave (x right, y down), and of the drift for positive temporal frequencies;
-    spatial_frequency in cycles per picture; temporal_frequency in Hz at ``fps``. Multiply by a colour, each
-    channel in [-1, 1], for a clip with values in [-1, 1].
-    """
-    angle = np.deg2rad(orientation)
-    place = (np.arange(size) + 0.5) / size - 0.5
-    wave = place[None, :] * np.cos(angle) + place[:, None] * np.sin(angle)  # [H, W], in pictures
-    time = np.arange(frames)[:, None, None] / fps
-    cycles = spatial_frequency * wave - temporal_frequency * time
-    return (contrast * np.sin(2 * np.pi * cycles + phase)).astype(np.float32)
 
 
 def write_video(

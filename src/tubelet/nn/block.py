@@ -24,15 +24,33 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]; ``rotation`` turns queries and keys, or ``tokens`` themselves."""
+        q, k, v = self.project(tokens, rotation)
+        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, d]
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def project(self, tokens: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens [B, N, D], each [B, heads, N, D / heads], turned by ``rotation``."""
         b, n, d = tokens.shape
         if rotation is not None and rotation.on_tokens:
             tokens, rotation = turn(tokens, rotation), None
         q, k, v = self.qkv(tokens).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        if rotation is not None:
-            # as a view v would keep q and k, which nothing needs any more, in memory until the backward pass
-            q, k, v = turn(q, rotation), turn(k, rotation), v.clone()
-        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, d]
-        return self.proj(out.transpose(1, 2).reshape(b, n, d))
+        if rotation is None:
+            return q, k, v
+        # as a view v would keep q and k, which nothing needs any more, in memory until the backward pass
+        return turn(q, rotation), turn(k, rotation), v.clone()
+
+    def weights(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """How much each token takes from each other, [B, heads, N, N]: rows are queries and sum to 1.
+
+        What `forward` never writes out: N*N numbers per head and clip.
+        """
+        q, k, _ = self.project(tokens, rotation)
+        return weigh(q, k)
+
+
+def weigh(queries: Tensor, keys: Tensor) -> Tensor:
+    """softmax(queries keys^T / sqrt(d)): [B, heads, Q, d] and [B, heads, N, d] -> [B, heads, Q, N]."""
+    return (queries * queries.shape[-1] ** -0.5 @ keys.transpose(-2, -1)).softmax(dim=-1)
 
 
 class Mlp(nn.Module):
