@@ -73,7 +73,8 @@ class Features:
     rows: int64 [n], the videos that could be read. tables: layer -> [videos, crops, segments, t, D] float32,
     means over space (for pool "mean" and "time"; for "clip" t is 1, the mean over all tokens), or [videos, crops,
     segments, N, D] float16, all tokens (for "flat" and "none"); memory-mapped. excluded: manifest row -> reason, for
-    videos that could not be read (their table rows are zero). folder: where the tables of this encoder and these videos lie.
+    videos that could not be read (their table rows are zero). folder: where the tables of this encoder and these
+    videos lie.
     """
 
     rows: np.ndarray
@@ -135,9 +136,10 @@ def extract(
     pool: "mean" of all tokens; "time": mean over space, time steps joined, which keeps the order of events;
     "flat": all tokens joined, which keeps places too; "none": all tokens, apart; "clip": as "mean", in tables that
     hold nothing else. "mean" and "time" share a table in float32, "flat" and "none" one in float16. normed: pass
-    earlier layers through the final norm too, as the papers' probes do (the last layer always is). frame_cache: folder of decoded frames (`data.cache`), so that
-    many encoders of one crop size decode each video once; the features equal those without it. batch_size: clips
-    through the encoder at once. workers: decoding threads (default: all cores).
+    earlier layers through the final norm too, as the papers' probes do (the last layer always is). frame_cache:
+    folder of decoded frames (`data.cache`), so that many encoders of one crop size decode each video once; the
+    features equal those without it. batch_size: clips through the encoder at once. workers: decoding threads
+    (default: all cores).
     Raises UserError if no video can be read, if features are not finite (naming the clip), if a layer does not
     exist, if the encoder does not fit RGB clips of its geometry, or if the disk cannot hold the table.
     """

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from tubelet.evaluate.metrics import macro_recall
 from tubelet.evaluate.tasks import inner_folds
@@ -24,6 +25,7 @@ CS = (
 )  # inverse strengths of the L2 penalty, on standardised features
 DEFAULT_C = 1e-2  # where there are too few clips to choose
 FOLDS = 3  # of the training clips, to choose C on
+SMALL = 2**24  # numbers in a table; fits on smaller ones take one thread, as several would mostly wait for each other
 
 
 class LinearProbe:
@@ -44,7 +46,7 @@ class LinearProbe:
     def fit(self, c: float) -> LinearProbe:
         """Fits with penalty 1/c, from the last fit's weights."""
         self.model.C = c
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1 if self.train.size < SMALL else None):
             # Weak penalties on separable clips need not converge; what the last step predicts is what is scored.
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.model.fit(self.train, self.label)

@@ -10,6 +10,8 @@ BWSSL = "arXiv 2601.09040"
 OURS = "ours"
 _Z = "the mean token of a clip, as it leaves the block (the last layer's passes the final norm)"
 
+_SCALE = "The last layer's tokens have passed the final norm, so its scale is not that of the layers below."
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -103,7 +105,7 @@ DEFINITIONS: dict[str, Definition] = {
         "tokens of a clip have become the same.",
         BWSSL,
     ),
-    "token_norm": Definition("token norm", "Mean Euclidean norm of a clip's tokens.", OURS),
+    "token_norm": Definition("token norm", f"Mean Euclidean norm of a clip's tokens. {_SCALE}", OURS),
     "token_norm_sd": Definition(
         "token norm, spread", "Standard deviation of the norms of a clip's tokens.", OURS
     ),
@@ -175,7 +177,7 @@ DEFINITIONS: dict[str, Definition] = {
         "Effective rank of what tells clips apart beyond what tells views of one clip apart; needs several views.",
         "arXiv 2312.04000",
     ),
-    "norm_mean": Definition("feature norm", "Mean Euclidean norm of the clips' features.", BWSSL),
+    "norm_mean": Definition("feature norm", f"Mean Euclidean norm of the clips' features. {_SCALE}", BWSSL),
     "norm_sd": Definition("feature norm, spread", "Standard deviation of those norms.", BWSSL),
     "norm_min": Definition("feature norm, smallest", "The smallest of those norms.", BWSSL),
     "norm_max": Definition("feature norm, largest", "The largest of those norms.", BWSSL),

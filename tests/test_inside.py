@@ -1,0 +1,408 @@
+"""The analysis as a whole: on small encoders whose answers are known, its files, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from tubelet import cli
+from tubelet.data.synthetic import render, write_video
+from tubelet.errors import UserError
+from tubelet.evaluate import features
+from tubelet.evaluate.noise import Interval
+from tubelet.evaluate.source import Views, read_views
+from tubelet.export.weights import Geometry, load_encoder, save_encoder
+from tubelet.inside import worlds
+from tubelet.inside.analyze import analyze
+from tubelet.inside.cuts import candidates
+from tubelet.inside.definitions import DEFINITIONS
+from tubelet.inside.footage import Manner, read_footage
+from tubelet.inside.geometry import against_gain
+from tubelet.inside.kept import Kept
+from tubelet.inside.look import Amounts
+from tubelet.inside.records import Records
+from tubelet.inside.saturation import Transition, saturation
+from tubelet.inside.subject import read_subjects
+from tubelet.inside.through import settled
+from tubelet.inside.tokens import places, sample
+from tubelet.nn.vit import ViT
+
+GEOMETRY = Geometry(frames=4, frame_step=2, crop_size=32)
+CLASSES = ("fine", "coarse")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """labels.csv of 24 clips of two textures, in twelve groups, half of them to learn from."""
+    folder = tmp_path_factory.mktemp("set")
+    rows = [["path", "label", "split", "group", "half"]]
+    for number in range(24):
+        # 20 indices go through all motions of four appearances; 0-4 are "fine", 5-9 "coarse"
+        clip = render(20 * (number // 2) + 5 * (number % 2), seed=1, frames=10, size=48)
+        assert clip.appearance == CLASSES[number % 2]
+        write_video(folder / f"{number}.mp4", clip.frames)
+        split = "train" if number < 12 else "test"
+        rows.append([f"{number}.mp4", clip.appearance, split, f"g{number // 2}", f"h{number // 2 % 2}"])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "labels.csv"
+
+
+def model(seed: int = 0, depth: int = 3) -> ViT:
+    torch.manual_seed(seed)
+    return ViT(48, depth, 2, patch=(2, 16, 16), init_std=0.1)
+
+
+def saved(made: ViT, folder: Path, name: str = "small", geometry: Geometry = GEOMETRY) -> str:
+    save_encoder(made, folder / name, geometry, {"name": name, "recipe": "videomae"})
+    return str(folder / name)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained encoder of three blocks."""
+    return saved(model(), tmp_path_factory.mktemp("encoder"))
+
+
+Go = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def go(data: Path, tmp_path: Path) -> Go:
+    """Analyses into tmp_path/out, without gratings unless they are asked for."""
+
+    def run(*encoders: str, skip: tuple[str, ...] = ("gratings",), **knobs: Any) -> dict[str, Any]:
+        few = {name: knobs.pop(name) for name in ("grating_clips", "checkpoints") if name in knobs}
+        amounts = Amounts(skip=skip, token_clips=4, influence_clips=1, **few)
+        manner = Manner(cache=tmp_path / "cache", batch_size=8, workers=2)
+        given = {"data": data, "out": tmp_path / "out", **knobs}
+        return analyze(encoders, amounts=amounts, manner=manner, **given)
+
+    return run
+
+
+def values(
+    found: dict[str, Any], metric: str, encoder: str = "small", target: str | None = None
+) -> list[Any]:
+    """A metric layer by layer."""
+    rows = [
+        r for r in found["layers"] if (r["encoder"], r["metric"], r["target"]) == (encoder, metric, target)
+    ]
+    return [row["value"] for row in sorted(rows, key=lambda row: row["layer"])]
+
+
+def test_all_parts_are_measured_at_every_layer_and_written(go, small, tmp_path) -> None:
+    found = go(small, skip=(), grating_clips=144)
+    whole = ("linear", "macro_recall", "map", "hit@1", "hit@5", "hit@10", "linear_occluded", "occdrop")
+    whole += ("grating", "double", "occdrop_grating", "occdrop_double", "patch_similarity", "token_norm")
+    whole += ("effective_rank", "participation_ratio", "uniformity", "rankme", "influence_elsewhere")
+    for metric in whole:
+        assert len(values(found, metric)) == 4 and None not in values(found, metric), metric
+        assert metric in DEFINITIONS
+    assert len(values(found, "attention_space")) == 3  # the embedding has none
+    assert len(values(found, "grating", target="orientation")) == 4
+    assert {row["metric"] for row in found["layers"]} <= DEFINITIONS.keys()
+    out = tmp_path / "out"
+    assert json.loads((out / "analysis.json").read_text(), parse_constant=pytest.fail) == json.loads(
+        json.dumps(found)
+    )
+    assert {"layers.csv", "transitions.csv", "similarity.csv", "report.html"} <= {
+        p.name for p in out.iterdir()
+    }
+    assert all((out / entry["picture"]).is_file() for entry in found["influence"])
+    assert [(row["from"], row["to"]) for row in found["transitions"]] == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_linear_equals_scikit_learn_on_the_mean_tokens_of_each_layer(go, small, data) -> None:
+    found = go(small, skip=("gratings", "occdrop", "tokens", "influence"))
+    videos = read_footage(data).videos
+    clips = torch.cat([read_views(video, GEOMETRY, Views()) for video in videos])
+    encoder = load_encoder(small).model
+    label = np.array([CLASSES.index(str(video.label)) for video in videos])
+    for layer, tokens in encoder.layers(clips, range(4)).items():
+        z = (encoder.norm(tokens) if layer == 3 else tokens).mean(1).numpy()
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(z[:12], label[:12])
+        assert values(found, "linear")[layer] == accuracy_score(label[12:], probe.predict(z[12:]))
+
+
+def test_blocks_that_do_nothing_have_cka_one_and_gain_nothing(go, tmp_path) -> None:
+    still = model(depth=4)
+    with torch.no_grad():
+        for block in (still.blocks[1], still.blocks[2]):
+            for part in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+                part.weight.zero_()  # type: ignore[union-attr]
+                part.bias.zero_()  # type: ignore[union-attr]
+    found = go(saved(still, tmp_path))
+    assert [row["cka_linear"] for row in found["transitions"]][1:3] == [pytest.approx(1)] * 2
+    for row in found["transitions"][1:3]:
+        assert row["gain_linear"] == {"value": 0, "low": 0, "high": 0}
+        assert row["gain_map"] == {"value": 0, "low": 0, "high": 0}
+    assert values(found, "linear")[1] == values(found, "linear")[2] == values(found, "linear")[3]
+
+
+def test_a_second_look_measures_nothing_again_and_says_the_same(go, small, monkeypatch) -> None:
+    first = go(small, skip=(), grating_clips=144)
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("this was measured before")
+
+    monkeypatch.setattr(features._Job, "run", never)
+    monkeypatch.setattr(worlds, "probe_targets", never)
+    monkeypatch.setattr("tubelet.inside.tokens.token_statistics", never)
+    monkeypatch.setattr("tubelet.inside.tokens.influence", never)
+    again = go(small, skip=(), grating_clips=144)
+    for key in ("layers", "transitions", "maps", "influence"):
+        assert again[key] == first[key]
+
+
+def test_an_encoder_with_constant_features_is_undefined_and_not_zero(go, tmp_path) -> None:
+    dead = model()
+    with torch.no_grad():
+        for parameter in dead.parameters():
+            parameter.zero_()
+        dead.norm.bias.fill_(1.0)
+    found = go(saved(dead, tmp_path))
+    for metric in ("linear", "map", "effective_rank", "occdrop", "influence_elsewhere"):
+        assert values(found, metric) == [None] * 4, metric
+    reasons = {row["metric"]: row["undefined"] for row in found["layers"] if row["value"] is None}
+    assert "same for all clips" in reasons["linear"] and reasons["influence_elsewhere"]
+    assert {row["cka_linear"] for row in found["transitions"]} == {None}
+    assert found["saturation"][0]["blocks"] == [] and "undefined" in found["saturation"][0]["sentence"]
+
+
+def test_weights_that_are_not_numbers_are_an_error_that_names_the_clip(go, tmp_path) -> None:
+    broken = model()
+    with torch.no_grad():
+        broken.blocks[1].mlp.fc1.weight[0, 0] = math.nan  # type: ignore[union-attr,index]
+    with pytest.raises(UserError, match=r"layer 2 of .*\.mp4 that are not finite"):
+        go(saved(broken, tmp_path))
+
+
+def test_encoders_of_another_depth_and_geometry_are_compared_on_the_same_clips(go, small, tmp_path) -> None:
+    other = saved(model(depth=2), tmp_path, "other", replace(GEOMETRY, frames=2, crop_size=48))
+    found = go(small, other, skip=("gratings", "tokens", "influence", "occdrop"))
+    between = [
+        m for m in found["maps"] if (m["one"], m["other"], m["metric"]) == ("small", "other", "cka_linear")
+    ]
+    assert np.array(between[0]["values"]).shape == (4, 3)
+    assert len(values(found, "linear", "other")) == 3
+
+
+def test_without_labels_what_needs_none_is_measured(go, small, data, tmp_path) -> None:
+    found = go(small, data=sorted(data.parent.glob("*.mp4"))[0].parent, skip=("gratings", "influence"))
+    assert found["about"]["data"]["labelled"] is False and any(
+        "no labels" in n for n in found["about"]["notes"]
+    )
+    assert (
+        not values(found, "linear")
+        and found["saturation"] == []
+        and None not in values(found, "effective_rank")
+    )
+
+
+def test_views_give_lidar_and_labels_may_come_from_another_column(go, small) -> None:
+    found = go(
+        small,
+        views=Views(segments=2),
+        label="group",
+        folds=2,
+        skip=("gratings", "tokens", "influence", "occdrop"),
+    )
+    assert all(1 <= value <= 48 for value in values(found, "lidar"))
+    assert found["about"]["data"]["classes"] == ["h0", "h1"]
+
+
+def test_short_and_broken_videos_are_told(go, small, data, tmp_path) -> None:
+    rows = data.read_text().splitlines()
+    folder = data.parent
+    write_video(tmp_path / "short.mp4", render(0, seed=2, frames=3, size=48).frames)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    listed = [rows[0], *(f"{folder}/{row}" for row in rows[1:])]
+    listed += [f"{tmp_path}/short.mp4,fine,train,s,h0", f"{tmp_path}/broken.mp4,coarse,train,b,h0"]
+    (tmp_path / "list.csv").write_text("\n".join(listed) + "\n")
+    found = go(small, data=tmp_path / "list.csv", skip=("gratings", "tokens", "influence", "occdrop"))
+    notes = " ".join(found["about"]["notes"])
+    assert "1 of 26 videos are shorter than a clip of small" in notes
+    assert "1 videos cannot be read" in notes and "broken.mp4" in notes
+    assert found["about"]["data"]["clips"] == 25
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"layers": [1, 4]}, r"small has layers 0 \(embedding\) to 3, not \[4\]"),
+        ({"names": ["a", "b"]}, "2 names for 1 encoders"),
+        ({"skip": ("spectra",)}, 'skip="spectra" is unknown'),
+        ({"folds": 1}, "folds=1"),
+        ({"checkpoints": "all"}, "none of the encoders is a run that kept checkpoints"),
+        ({"skip": (), "grating_clips": 0}, "grating_clips=0: must be at least 1"),
+        ({"label": "colour"}, 'no column "colour"'),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_decoded(go, small, knobs, said, monkeypatch) -> None:
+    monkeypatch.setattr(features._Job, "run", lambda *_: pytest.fail("something was decoded"))
+    with pytest.raises(UserError, match=said):
+        go(small, **knobs)
+
+
+def test_a_set_with_fewer_clips_than_classes_need_is_refused(go, small, data, tmp_path) -> None:
+    rows = [f"{data.parent}/{number}.mp4,class{number}" for number in range(6)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    with pytest.raises(UserError, match="class"):
+        go(small, data=tmp_path / "list.csv")
+
+
+def test_two_encoders_of_one_name_are_told_apart_by_where_they_lie(tmp_path) -> None:
+    one, other = (saved(model(seed), tmp_path / f"run{seed}", "encoder") for seed in (1, 2))
+    assert [s.name for s in read_subjects([one, other])] == ["run1/encoder", "run2/encoder"]
+    with pytest.raises(UserError, match='two encoders are called "same"'):
+        read_subjects([one, other], ["same", "same"])
+
+
+def test_the_command_says_what_it_found(small, data, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    given = f"--data {data} --out {out} --names ours,random --cache {tmp_path / 'cache'} --layers 0,2,3"
+    skip = "--skip gratings,occdrop,tokens,influence"
+    code = cli.main(["analyze", small, f"random:{small}@3", *given.split(), *skip.split()])
+    assert code == 0
+    told = capsys.readouterr().err
+    assert "ours: " in told and "random: " in told and "report.html" in told
+    assert {row["layer"] for row in json.loads((out / "analysis.json").read_text())["layers"]} == {0, 2, 3}
+
+
+def test_a_run_is_followed_through_its_checkpoints(go, data, tmp_path) -> None:
+    run = tmp_path / "run"
+    small = "--model 48x2x2 --crop-size 32 --frames 4 --frame-step 2 --batch-size 4 --workers 0 --device cpu --steps 4"
+    kept = "--save-every 2 --keep 1 --keep-every 2 --lr 1e-2"
+    assert (
+        cli.main(
+            ["pretrain", "videomae", "--data", str(data), "--out", str(run), *small.split(), *kept.split()]
+        )
+        == 0
+    )
+    found = go(str(run), checkpoints="all", skip=("gratings", "tokens", "influence", "occdrop", "spectrum"))
+    (followed,) = found["through"]
+    assert followed["steps"] == [2, 4] and followed["layers"] == [0, 1, 2]
+    series = {entry["metric"]: np.array(entry["values"]) for entry in followed["series"]}
+    assert series["cka_with_final"][:, -1] == pytest.approx(1) and (series["cka_with_final"][:, 0] < 1).all()
+    assert series["linear"][:, -1].tolist() == values(found, "linear", "run")
+    assert series["map"][:, -1].tolist() == values(found, "map", "run")
+    with pytest.raises(UserError, match="has no checkpoint of step 3; there are 2, 4"):
+        go(str(run), checkpoints="2,3")
+
+
+def flat(start: int, cka: float, gain: float = 0.0, noise: float = 0.05) -> Transition:
+    found = Interval(gain, gain - noise, gain + noise)
+    return Transition(start, start + 1, cka, found, found)
+
+
+def test_saturation_flags_blocks_within_the_noise_that_turn_less_than_their_neighbours() -> None:
+    # gains: +, +, 0, 0 (alike), 0 (but turning), + ; then nothing
+    rows = [
+        flat(0, 0.8, 0.2),
+        flat(1, 0.9, 0.1),
+        flat(2, 0.95),
+        flat(3, 0.97),
+        flat(4, 0.7),
+        flat(5, 0.9, 0.1),
+    ]
+    found = saturation(rows)
+    assert found.blocks == (3, 4) and found.keep is None
+    found = saturation([*rows[:4]])
+    assert found.blocks == (3, 4) and found.keep == 2 and "The first 2 of 4 layers" in found.sentence
+    # within the noise, but less alike than the neighbour: it changes something
+    assert saturation([flat(0, 0.8, 0.2), flat(1, 0.6)]).blocks == ()
+
+
+def test_saturation_concludes_nothing_where_every_gain_is_within_the_noise() -> None:
+    found = saturation([flat(0, 0.9), flat(1, 0.99)])
+    assert found.blocks == () and found.keep is None and "no block should be cut" in found.sentence
+    assert "±5.0 points" in found.sentence
+
+
+def test_saturation_never_flags_a_block_that_makes_things_clearly_worse() -> None:
+    assert saturation([flat(0, 0.8, 0.2), flat(1, 0.99, -0.2)]).blocks == ()
+
+
+def test_saturation_where_gains_are_undefined_or_there_is_one_layer() -> None:
+    assert "undefined" in saturation([Transition(0, 1, math.nan, None, None)]).sentence
+    assert "one layer only" in saturation([]).sentence
+
+
+def test_several_blocks_between_two_layers_are_flagged_together() -> None:
+    wide = Interval(0.0, -0.1, 0.1)
+    rows = [flat(0, 0.8, 0.2), Transition(1, 4, 0.95, wide, wide)]
+    assert saturation(rows).blocks == (2, 3, 4) and saturation(rows).keep == 1
+
+
+def test_candidates_are_quarters_and_what_is_suggested() -> None:
+    assert candidates(12, 7, range(13)) == [3, 6, 7, 9]
+    assert candidates(12, None, (0, 6, 12)) == [6]
+    assert candidates(1, None, (0, 1)) == []
+
+
+def test_a_layer_has_settled_once_it_stays_alike() -> None:
+    steps = [100, 200, 300, 400]
+    assert settled(steps, [0.5, 0.96, 0.99, 1.0]) == 200
+    assert settled(steps, [0.99, 0.5, 0.99, 1.0]) == 300
+    assert settled(steps, [0.99, 0.99, 0.99, None]) is None
+
+
+def test_geometry_against_gain_fits_the_line_it_was_given() -> None:
+    made = {f"e{i}": [(1, 2, 0.8 + 0.05 * i, 0.3 - 0.2 * (0.8 + 0.05 * i))] for i in range(3)}
+    found = against_gain(made)
+    assert found is not None
+    assert {fit["transition"] for fit in found["fits"]} == {"all", "1 -> 2"}
+    for fit in found["fits"]:
+        assert fit["slope"] == pytest.approx(-0.2) and fit["intercept"] == pytest.approx(0.3)
+        assert fit["r"] == pytest.approx(-1) and fit["n"] == 3
+    assert against_gain({"e": [(0, 1, math.nan, 0.1)]}) is None
+    two = against_gain({"e": [(0, 1, 0.5, 0.1), (1, 2, 0.6, 0.1)]})
+    assert two is not None and two["fits"] == []  # two points are no evidence of a line
+
+
+def test_what_was_kept_is_made_again_only_if_something_changed_or_is_damaged(tmp_path) -> None:
+    kept, made = Kept(tmp_path), []
+
+    def make() -> dict[str, int]:
+        made.append(1)
+        return {"n": len(made)}
+
+    assert kept.get("a", {"x": 1}, make) == kept.get("a", {"x": 1}, make) == {"n": 1}
+    assert kept.get("a", {"x": 2}, make) == {"n": 2}
+    for file in tmp_path.iterdir():
+        file.write_text(file.read_text()[:20])
+    assert kept.get("a", {"x": 1}, make) == {"n": 3}
+
+
+def test_undefined_numbers_keep_their_reason_and_lose_their_interval() -> None:
+    records = Records()
+    records.add("e", 1, "m", Interval(math.nan, 0.0, 1.0), undefined="why")
+    records.add("e", 2, "m", math.inf)
+    records.add("e", 3, "m", Interval(0.5, 0.25, 0.75), "t")
+    assert [(r["value"], r["low"], r["undefined"]) for r in records.rows] == [
+        (None, None, "why"),
+        (None, None, "not a finite number"),
+        (0.5, 0.25, None),
+    ]
+
+
+def test_samples_and_places_are_evenly_drawn_and_never_more_than_there_are() -> None:
+    rows = np.array([2, 3, 5, 8])
+    assert sample(rows, 9, 0).tolist() == rows.tolist()
+    assert len(set(sample(np.arange(100), 10, 0).tolist())) == 10
+    assert places(6, 6) == [(r, c) for r in (1, 3, 5) for c in (1, 3, 5)]
+    assert places(1, 2) == [(0, 0), (0, 1)]
