@@ -44,10 +44,14 @@ ARROWS: dict[str, set[str]] = {
     "compare": BELOW | ROOTS | {"report", "recipes"},
     # a look inside encoders draws its own page
     "inside": BELOW | ROOTS | {"report"},
+    "embed": BELOW | ROOTS,
+    "search": BELOW | ROOTS | {"embed", "report"},
     "doctor": BELOW | ROOTS,
     "demo": BELOW | ROOTS | {"report", "recipes"},
-    "cli": BELOW | ROOTS | {"report", "recipes", "compare", "inside", "doctor", "demo"},
-    "__init__": BELOW | ROOTS | {"report", "recipes", "compare", "inside", "doctor", "demo", "cli"},
+    "cli": BELOW | ROOTS | {"report", "recipes", "compare", "inside", "embed", "search", "doctor", "demo"},
+    "__init__": BELOW
+    | ROOTS
+    | {"report", "recipes", "compare", "inside", "embed", "search", "doctor", "demo", "cli"},
     "__main__": {"cli"},
 }
 

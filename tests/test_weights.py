@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tubelet import tensors
 from tubelet.errors import UserError
-from tubelet.export.weights import Geometry, digest, load_encoder, save_encoder
+from tubelet.export.truncate import truncated
+from tubelet.export.weights import Encoder, Geometry, digest, load_encoder, save_encoder
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.tokens import SinCos
 from tubelet.nn.vit import ViT
@@ -119,3 +122,66 @@ def test_a_full_disk_leaves_the_earlier_encoder(run: Path, monkeypatch: pytest.M
         save_encoder(ViT(48, 1, 3), run / "encoder", GEOMETRY, {})
     assert load_encoder(run).digest == before
     assert sorted(p.name for p in run.iterdir()) == ["encoder", "encoder-student"]
+
+
+def deep(depth: int = 4) -> Encoder:
+    torch.manual_seed(1)
+    model = ViT(48, depth, 3, patch=(2, 8, 8), positions=SinCos(), init_std=0.05)
+    with torch.no_grad():
+        model.norm.weight.normal_()  # a norm that cannot hide
+    return Encoder(model.eval(), GEOMETRY, "deep", digest(model), {"name": "deep", "recipe": "vjepa"})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 3), st.booleans())
+@torch.no_grad()
+def test_a_truncated_encoder_equals_the_normed_layer_exactly(layers: int, seed: int, masked: bool) -> None:
+    encoder = deep()
+    assert isinstance(encoder.model, ViT)
+    torch.manual_seed(seed)
+    clip = torch.randn(2, 3, 4, 16, 16)
+    keep = torch.tensor([[0, 3, 5], [1, 2, 7]]) if masked else None
+    cut = truncated(encoder, layers).model
+    assert isinstance(cut, ViT) and cut.depth == layers
+    assert torch.equal(cut(clip, keep), encoder.model.layers(clip, [layers], keep, normed=True)[layers])
+
+
+def test_a_truncated_encoder_says_from_what_it_was_cut(tmp_path: Path) -> None:
+    encoder = deep()
+    cut = truncated(encoder, 3)
+    assert cut.name == "deep, 3 of 4 blocks" and cut.geometry == GEOMETRY
+    assert cut.provenance == {
+        "name": cut.name,
+        "recipe": "vjepa",
+        "cut_from": encoder.digest,
+        "layers": "3 of 4",
+    }
+    assert not any(p.requires_grad for p in cut.model.parameters()) and not cut.model.training
+    assert cut.digest != encoder.digest and truncated(encoder, 4).digest == encoder.digest
+    assert isinstance(cut.model, ViT)
+    save_encoder(cut.model, tmp_path / "cut" / "encoder", cut.geometry, cut.provenance)
+    again = load_encoder(tmp_path / "cut")
+    assert (again.digest, again.name, again.provenance) == (cut.digest, cut.name, cut.provenance)
+    # a copy: what happens to it does not happen to the whole
+    with torch.no_grad():
+        cut.model.norm.bias.add_(1)
+    assert digest(encoder.model) == encoder.digest
+
+
+@pytest.mark.parametrize("layers", [-1, 0, 5])
+def test_there_is_no_encoder_of_other_depths(layers: int) -> None:
+    with pytest.raises(UserError, match=f"{layers} blocks asked of deep, which has 1 to 4"):
+        truncated(deep(), layers)
+
+
+def test_raw_pixels_are_not_cut() -> None:
+    with pytest.raises(UserError, match="pixels has no blocks"):
+        truncated(load_encoder("pixels"), 1)
+
+
+def test_a_run_stays_a_run_whatever_lies_beside_its_encoder(run: Path) -> None:
+    """Weights and configs of other kinds in a run's folder do not make it somebody else's."""
+    before = load_encoder(run).digest
+    (run / "config.json").write_text("{}")
+    torch.save({"a": 1}, run / "other.pt")
+    assert load_encoder(run).digest == before and load_encoder(run / "encoder").digest == before

@@ -1,7 +1,7 @@
 """The encoder on disk, and back: `encoder/` holds weights (safetensors) and `encoder.json`, nothing else.
 
 Everything after pretraining names an encoder by a string that `load_encoder` understands: a run folder, its
-``encoder/`` folder, one of its checkpoints, ``random:MODEL`` or ``pixels``.
+``encoder/`` folder, one of its checkpoints, a published file or folder of weights, ``random:MODEL`` or ``pixels``.
 """
 
 from __future__ import annotations
@@ -17,29 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tubelet.errors import UserError, nearest
+from tubelet.export.foreign import is_foreign, read_foreign
+from tubelet.export.geometry import Geometry
 from tubelet.files import replace_folder, write_json
 from tubelet.nn.pixels import Pixels
-from tubelet.nn.tokens import build_positions, name_positions
+from tubelet.nn.published import name_of, positions_named
 from tubelet.nn.vit import ViT, build_vit
 from tubelet.tensors import write_tensors
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The clips an encoder was trained on, and those it is evaluated on unless told otherwise.
-
-    frames: per clip. fps: sampling rate in frames per second, or None: then every ``frame_step``-th frame.
-    crop_size: height and width in pixels. mean, std: per channel, of pixels in [0, 1].
-    """
-
-    frames: int = 16
-    fps: float | None = None
-    frame_step: int = 4
-    crop_size: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -84,18 +70,29 @@ def save_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict[
         write_json(new / "encoder.json", about)
 
 
-def load_encoder(spec: str | Path, geometry: Geometry | None = None, which: str | None = None) -> Encoder:
+def load_encoder(
+    spec: str | Path,
+    geometry: Geometry | None = None,
+    which: str | None = None,
+    allow_partial: bool = False,
+    heads: int | None = None,
+) -> Encoder:
     """The encoder that ``spec`` names, in eval mode on the CPU.
 
-    spec: a run folder, an ``encoder/`` folder, a checkpoint folder; ``random:MODEL[@SEED]`` for untrained
-    weights; ``random:RUN[@SEED]`` for untrained weights of that run's architecture and geometry; ``pixels`` or
-    ``pixels:RUN`` for the raw-pixel baseline. geometry: overrides what is stored. which: of a run with several
-    encoders, the one to load, such as "teacher" or "student" (default: the one its method recommends).
+    spec: a run folder, an ``encoder/`` folder, a checkpoint folder; a published file or folder of weights
+    (docs/weights.md); ``random:MODEL[@SEED]`` for untrained weights; ``random:RUN[@SEED]`` for untrained weights of
+    that run's architecture and geometry; ``pixels`` or ``pixels:RUN`` for the raw-pixel baseline. geometry:
+    overrides what is stored. which: of a run with several encoders, the one to load, such as "teacher" or "student"
+    (default: the one its method recommends); of a V-JEPA file, "target_encoder", "encoder" or "ema_encoder".
+    allow_partial, heads: for published weights alone, see `tubelet.export.foreign.read_foreign`.
     Raises UserError if there is nothing to load, if a file is damaged, or if weights do not fit exactly.
     """
     text = str(spec)
     if text.partition(":")[0] in ("random", "pixels"):
         return _untrained(text, geometry)
+    if is_foreign(Path(spec)):
+        foreign = read_foreign(Path(spec), which, allow_partial, heads)
+        return _finish(foreign.model, geometry or foreign.geometry, foreign.name, foreign.provenance)
     folder = _find(Path(spec), which)
     about = _read_json(folder / "encoder.json")
     try:
@@ -112,8 +109,8 @@ def _find(path: Path, which: str | None) -> Path:
     """The folder that holds encoder.json, below a run, a checkpoint, or itself."""
     if not path.exists():
         raise UserError(
-            f"{path} does not exist; an encoder is a run folder, an encoder/ folder, a checkpoint, "
-            f'"random:vit_tiny" or "pixels"'
+            f"{path} does not exist; an encoder is a run folder, an encoder/ folder, a checkpoint, a "
+            f'file or folder of published weights, "random:vit_tiny" or "pixels"'
         )
     if (path / "encoder.json").is_file() and which is None:
         return path
@@ -179,7 +176,7 @@ def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict
 def _architecture(model: ViT | Pixels) -> dict[str, Any]:
     if isinstance(model, Pixels):
         return {"kind": "pixels", "patch": model.patch, "channels": model.channels, "cells": model.cells}
-    positions, base = name_positions(model.positions)
+    positions, base = name_of(model.positions)
     return {
         "kind": "vit",
         "dim": model.dim,
@@ -198,7 +195,7 @@ def _build(about: dict[str, Any]) -> ViT:
     about = dict(about)
     if about.pop("kind") != "vit":
         raise ValueError("only ViT encoders are stored")
-    positions = build_positions(about.pop("positions"), about.pop("positions_base"))
+    positions = positions_named(about.pop("positions"), about.pop("positions_base"))
     patch = tuple(about.pop("patch"))
     with torch.device("meta"):
         model = ViT(**about, patch=patch, positions=positions)

@@ -1,0 +1,392 @@
+"""Other people's files: found, read without running anything in them, recognised, and made into our encoder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tubelet.errors import UserError, nearest
+from tubelet.export.geometry import Geometry
+from tubelet.nn.published import (
+    VIDEOMAE_HF,
+    VJEPA1,
+    VJEPA2,
+    VJEPA2_HF,
+    VJEPA21,
+    Family,
+    Shape,
+    fill,
+    plain,
+    recognise,
+    shape_of,
+    table_grid,
+)
+from tubelet.nn.tokens import SinCos
+from tubelet.nn.vit import ViT
+
+log = logging.getLogger("tubelet")
+
+PICKLED = (".pt", ".pth", ".tar", ".bin", ".ckpt")
+SUFFIXES = (*PICKLED, ".safetensors")
+READ = (
+    "read are V-JEPA, V-JEPA 2 and 2.1 and VideoMAE files as published, and Hugging Face folders of "
+    "VJEPA2Model and VideoMAEModel"
+)
+# The averaged encoder is the one that is evaluated; a distilled 2.1 calls it so, where "target" is the teacher.
+JEPA_ENCODERS = ("ema_encoder", "target_encoder", "encoder")
+MODEL_TYPES = {"vjepa2": VJEPA2_HF, "videomae": VIDEOMAE_HF}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An encoder out of somebody else's file. provenance: source, kind, licence, which, and what did not fit."""
+
+    model: ViT
+    geometry: Geometry
+    name: str
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A file's encoder before it is ours: its family, its tensors under the family's names, and what to call it."""
+
+    file: Path
+    family: Family
+    state: dict[str, Tensor]
+    which: str
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether ``path`` is a file of weights, or a folder that holds one or a `config.json`, and no encoder of ours."""
+    if path.is_file():
+        return path.name.endswith(SUFFIXES)
+    if not path.is_dir() or (path / "encoder.json").is_file() or any(path.glob("encoder*/encoder.json")):
+        return False
+    return (path / "config.json").is_file() or bool(_candidates(path, SUFFIXES))
+
+
+def read_foreign(
+    path: Path, which: str | None = None, allow_partial: bool = False, heads: int | None = None
+) -> Foreign:
+    """The encoder of a published file or folder, of the kind that its tensors' names tell.
+
+    which: of a V-JEPA file, "target_encoder", "encoder" or "ema_encoder" (default: the averaged one). heads: attention
+    heads, for sizes whose number is not known. allow_partial: what does not fit stays at its first draw (seed 0).
+    Says in one line what was recognised and how it fitted. Raises UserError if nothing in ``path`` is known, if it is
+    damaged or would have to be run to be read, or if anything that the encoder needs is missing or different.
+    """
+    file = _weights_file(path)
+    found = _recognised(file, which)
+    family = found.family
+    try:
+        shape = shape_of(family, found.state)
+    except ValueError as error:
+        raise UserError(f"{file} is no {family.name} encoder of videos: {error}; {READ}") from error
+    geometry = _geometry(found, shape)
+    if family in (VJEPA2_HF, VIDEOMAE_HF):
+        shape, known, geometry = _configured(file.parent, family)
+        if heads not in (None, known):
+            raise UserError(f"heads={heads}, but {file.parent / 'config.json'} says {known}; leave heads out")
+        heads = known
+    else:
+        heads = family.heads.get((shape.dim, shape.depth)) if heads is None else heads
+    if heads is None or heads < 1:
+        raise UserError(
+            f"{file} is {shape.dim} wide and {shape.depth} deep, no size of {family.name} that is known, and its "
+            f"tensors do not tell the number of attention heads; say heads=NUMBER, not {heads}"
+        )
+    model = _empty(file, shape, heads, family, allow_partial)
+    fit = fill(model, family, found.state)
+    about = {
+        "source": str(path),
+        "kind": family.name,
+        "licence": _card_licence(file.parent) if family.licence == "unknown" else family.licence,
+        "which": found.which,
+    }
+    told = (
+        f"{fit.matched} tensors matched, {_some(fit.missing)} missing, {_some(fit.unexpected)} unexpected, "
+        f"{_some(fit.reshaped)} of another shape"
+    )
+    partial = {} if fit.whole else {"partial": asdict(fit)}
+    if partial and not allow_partial:
+        raise UserError(
+            f"{file} does not fit the encoder that it should hold ({family.name}, {shape.dim} wide, {shape.depth} "
+            f"deep): {told}; it is incomplete, altered or of a kind that cannot be read: {READ}. To load what fits and "
+            f"leave the rest random: allow_partial"
+        )
+    left = f"; left random: {_some(fit.left_random)}" if fit.left_random else ""
+    log.info(f"{path}: {family.name} ({found.which}), licence {about['licence']}: {told}{left}")
+    name = path.name if path.is_dir() else re.sub(r"(\.(pt|pth|tar|bin|ckpt|safetensors))+$", "", path.name)
+    return Foreign(model, geometry, name, {**about, **partial})
+
+
+def _weights_file(path: Path) -> Path:
+    """The one file of weights that ``path`` is or holds; of a sharded set, its index."""
+    if path.is_file():
+        return path
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return index
+    for suffixes in ((".safetensors",), PICKLED):
+        found = _candidates(path, suffixes)
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found[:4])
+            raise UserError(
+                f"{path} holds {len(found)} files of weights ({names}); name the one that is meant"
+            )
+        if found:
+            return found[0]
+    raise UserError(f"{path} has a config.json but no weights beside it (model.safetensors); {READ}")
+
+
+def _candidates(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(suffixes))
+
+
+def _recognised(file: Path, which: str | None) -> _Tensors:
+    content = _read(file)
+    jepa = [name for name in JEPA_ENCODERS if _is_state(content.get(name))]
+    if jepa:
+        return _jepa(file, content, jepa, which)
+    if which is not None:
+        raise UserError(f'{file} holds one encoder, no choice of them; leave which="{which}" out')
+    nested = [content[name] for name in ("model", "module", "state_dict") if _is_state(content.get(name))]
+    state = nested[0] if nested else content
+    if not _is_state(state):
+        raise UserError(f"{file} holds {_keys(content)}, no encoder that is known; {READ}")
+    state = plain(state)
+    found = recognise(state)
+    if found is None:
+        if "embedding.weight" in state and "blocks.0.attn.qkv.weight" in state:
+            raise UserError(f"{file} is one of our own, without the encoder.json beside it; name its folder")
+        kernels = [name for name, tensor in state.items() if "patch_embed" in name and tensor.ndim == 4]
+        why = f": an image model ({kernels[0]} has 4 dimensions)" if kernels else ""
+        whole = (
+            "; of V-JEPA the whole file is needed, since its predictor tells the version"
+            if "blocks.0.attn.qkv.bias" in state and not kernels
+            else ""
+        )
+        raise UserError(f"{file} holds {_keys(state)}, no encoder that is known{why}; {READ}{whole}")
+    family, prefix = found
+    return _Tensors(file, family, plain(state, prefix), "encoder")
+
+
+def _jepa(file: Path, content: Mapping[str, Any], jepa: list[str], which: str | None) -> _Tensors:
+    """V-JEPA 1, 2 or 2.1: all keep several encoders, of the same names, and a predictor that tells which it is."""
+    chosen = which or jepa[0]
+    if chosen not in jepa:
+        raise UserError(f'{file} has no "{which}"{nearest(str(which), jepa)}; it has: {", ".join(jepa)}')
+    state = plain(content[chosen])
+    predictor = content.get("predictor")
+    masks = (
+        sum(name.startswith("mask_tokens.") for name in plain(predictor)) if _is_state(predictor) else None
+    )
+    if any(name.startswith("norms_block.") for name in state):
+        family = VJEPA21
+    elif VJEPA2.table not in state:
+        family = VJEPA2
+    elif masks is None:
+        raise UserError(
+            f"{file} stores a table of positions but no predictor, so it may be V-JEPA 1, which reads the table, or "
+            f"V-JEPA 2, which does not; keep the predictor in the file, as it was published"
+        )
+    else:
+        # released V-JEPA 2 files keep a table that their rotary encoder never reads; they have ten mask tokens (or, in
+        # the action-conditioned one, none), V-JEPA 1 has one for each of its two masks
+        family = VJEPA1 if masks in (1, 2) else VJEPA2
+    return _Tensors(file, family, state, chosen)
+
+
+def _geometry(found: _Tensors, shape: Shape) -> Geometry:
+    """The clips of a file without config: the family's, with frames and crop of a table where they show.
+
+    Raises UserError if positions were added that differ from those that are computed.
+    """
+    family = found.family
+    geometry = Geometry(family.frames, family.fps, family.frame_step, family.crop_size)
+    if not isinstance(family.positions, SinCos):
+        return geometry
+    table = found.state.get(family.table)
+    if table is None:
+        return geometry
+    grid = table_grid(family.positions, table)
+    if grid is None:
+        raise UserError(
+            f"{found.file} stores a table of positions ({family.table}, {tuple(table.shape)}) that is not the fixed "
+            f"one of {family.name}: learned, or made otherwise; our encoder computes its positions and cannot take it"
+        )
+    if family.positions.flat:
+        return geometry
+    time, side, _ = grid
+    return Geometry(time * shape.patch[0], family.fps, family.frame_step, side * shape.patch[1])
+
+
+def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry]:
+    """Shape, heads and clips that a Hugging Face config.json and its preprocessor's config tell."""
+    file = folder / "config.json"
+    config = _read_config(file) if file.is_file() else {}
+    if MODEL_TYPES.get(str(config.get("model_type"))) is not family:
+        what = f'says model_type "{config.get("model_type")}"' if config else "is not there"
+        raise UserError(
+            f"the tensors are those of {family.name}, but {file} {what}; keep weights and config.json as they were "
+            f"published, in one folder"
+        )
+    jepa = family is VJEPA2_HF
+    try:
+        eps, act = float(config["layer_norm_eps"]), config["hidden_act"]
+        dim, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        hidden = int(dim * config["mlp_ratio"] if jepa else config["intermediate_size"])
+        patch = (int(config["tubelet_size"]), *_pair(config["patch_size"]))
+        channels = int(config["in_chans" if jepa else "num_channels"])
+        shape = Shape(dim, int(config["num_hidden_layers"]), hidden, patch, channels)
+        crop, other = _pair(config["crop_size" if jepa else "image_size"])
+        frames = int(config["frames_per_clip" if jepa else "num_frames"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not the config of {family.name}: {error!r}; copy it again") from error
+    if act != "gelu":
+        raise UserError(f'{file} asks for hidden_act "{act}"; our encoder has gelu')
+    # published VideoMAE configs say 1e-12 of encoders trained with 1e-6; the outputs differ by less than 1e-5
+    if eps > 1e-6:
+        raise UserError(f"{file} asks for layer_norm_eps {eps:g}; our encoder has 1e-6")
+    if crop != other:
+        raise UserError(f"{file} says image_size {crop} x {other}; clips are square here")
+    pixels: dict[str, tuple[float, ...]] = {}
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        about = _read_config(folder / name) if (folder / name).is_file() else {}
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+            if isinstance(values := about.get(theirs), list) and len(values) == channels:
+                pixels[ours] = tuple(map(float, values))
+    return shape, heads, Geometry(frames, family.fps, family.frame_step, crop, **pixels)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    one, other = value if isinstance(value, list) else (value, value)
+    return int(one), int(other)
+
+
+def _empty(file: Path, shape: Shape, heads: int, family: Family, drawn: bool) -> ViT:
+    """A ViT without values, or with those of a first draw."""
+    try:
+        with torch.device("meta"):
+            model = ViT(
+                shape.dim,
+                shape.depth,
+                heads,
+                shape.hidden,
+                shape.patch,
+                shape.channels,
+                family.positions,
+            )
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from error
+    model = model.to_empty(device="cpu")
+    if drawn:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.init_weights()
+    return model
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The tensors of a file, or the dictionaries of tensors of one; nothing in it is run."""
+    if file.name.endswith(".index.json"):
+        return _read_shards(file)
+    if file.name.endswith(".safetensors"):
+        return dict(_read_safetensors(file))
+    damaged = f"{file} cannot be read; it is damaged, cut short or no file of weights: copy it again"
+    zipped = zipfile.is_zipfile(file)
+    try:
+        # VideoMAE's files keep their command line's arguments: a class with attributes and nothing else
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted is None:
+            raise UserError(damaged) from error
+        raise UserError(
+            f"{file} holds more than tensors ({wanted[1]}): to read it would run code that it brings along, which is "
+            f"not done; ask for safetensors, or save its tensors alone where you trust it"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise UserError(damaged) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a {type(content).__name__}, not named tensors; {READ}")
+    return content
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); it is damaged or cut short: copy it again"
+        ) from error
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    shards = _read_config(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"{index} has no weight_map of names; copy it again")
+    tensors: dict[str, Any] = {}
+    for name in sorted(set(shards.values())):
+        # an index from elsewhere names files beside it, and no others
+        if Path(name).name != name:
+            raise UserError(f'{index} names "{name}", which is not beside it; it is not read')
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names {name}, which is not there; copy it too")
+        tensors |= _read_safetensors(index.parent / name)
+    return tensors
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); it is damaged: copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no names and values; copy it again")
+    return content
+
+
+def _card_licence(folder: Path) -> str:
+    """The licence that a model card, README.md, names in its head; "unknown" without one."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        head = re.match(r"---\s*\n(.*?)\n---", text, re.S)
+        about = yaml.safe_load(head[1]) if head else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return "unknown"
+    licence = about.get("license") if isinstance(about, dict) else None
+    return licence if isinstance(licence, str) else "unknown"
+
+
+def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether ``value`` is a dictionary of tensors, one at least."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
+
+
+def _keys(content: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, list(content)[:3])) + (", ..." if len(content) > 3 else "")
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "0"
