@@ -27,12 +27,9 @@ from tubelet.nn.published import (
     VJEPA1,
     VJEPA2,
     VJEPA21,
-    ScaledRotary,
-    name_of,
-    positions_named,
     table_grid,
 )
-from tubelet.nn.tokens import Rotary, SinCos, gather
+from tubelet.nn.tokens import Rotary, ScaledRotary, SinCos, build_positions, gather, name_positions
 from tubelet.nn.vit import ViT
 from tubelet.types import Grid
 
@@ -528,7 +525,7 @@ def test_scaled_rotary_of_kept_tokens_is_a_part_of_all(t: int, h: int, w: int, d
 
 def test_scaled_rotary_has_a_name_that_it_is_built_from() -> None:
     for positions in (ScaledRotary(500.0), Rotary(legacy=True), SinCos(flat=True)):
-        assert positions_named(*name_of(positions)) == positions
+        assert build_positions(*name_positions(positions)) == positions
     with pytest.raises(ValueError, match="head width of at least 6"):
         ScaledRotary().rotate(Grid(1, 2, 2), None, 8, 2, CPU)
 

@@ -21,7 +21,7 @@ from tubelet.export.foreign import is_foreign, read_foreign
 from tubelet.export.geometry import Geometry
 from tubelet.files import replace_folder, write_json
 from tubelet.nn.pixels import Pixels
-from tubelet.nn.published import name_of, positions_named
+from tubelet.nn.tokens import build_positions, name_positions
 from tubelet.nn.vit import ViT, build_vit
 from tubelet.tensors import write_tensors
 
@@ -176,7 +176,7 @@ def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict
 def _architecture(model: ViT | Pixels) -> dict[str, Any]:
     if isinstance(model, Pixels):
         return {"kind": "pixels", "patch": model.patch, "channels": model.channels, "cells": model.cells}
-    positions, base = name_of(model.positions)
+    positions, base = name_positions(model.positions)
     return {
         "kind": "vit",
         "dim": model.dim,
@@ -195,7 +195,7 @@ def _build(about: dict[str, Any]) -> ViT:
     about = dict(about)
     if about.pop("kind") != "vit":
         raise ValueError("only ViT encoders are stored")
-    positions = positions_named(about.pop("positions"), about.pop("positions_base"))
+    positions = build_positions(about.pop("positions"), about.pop("positions_base"))
     patch = tuple(about.pop("patch"))
     with torch.device("meta"):
         model = ViT(**about, patch=patch, positions=positions)

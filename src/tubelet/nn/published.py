@@ -7,65 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tubelet.nn.tokens import (
-    Positions,
-    Rotary,
-    Rotation,
-    SinCos,
-    build_positions,
-    coordinates,
-    gather,
-    name_positions,
-)
+from tubelet.nn.tokens import Positions, Rotary, ScaledRotary, SinCos
 from tubelet.nn.vit import MODELS, ViT
 from tubelet.types import Grid
-
-SCALED = "rotary_scaled"
-
-
-@dataclass(frozen=True)
-class ScaledRotary:
-    """V-JEPA 2.1's rotary positions: those of `Rotary`, with rows and columns stretched to a grid of 16.
-
-    Row r of h rows counts as r * 15 / (h - 1), columns alike, frames as they are: at any resolution a crop spans
-    the 0..15 of 256 pixels in patches of 16. With 16 rows and columns it equals `Rotary`. A side of one patch
-    stays at 0 (ours: theirs divides by zero).
-    """
-
-    base: float = 10000.0
-
-    def add(self, grid: Grid, dim: int, device: torch.device) -> Tensor | None:
-        """Nothing is added."""
-        return None
-
-    def rotate(self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device) -> Rotation:
-        """Cosines and sines [1 or B, 1, K, head_dim], float32; unturned channels have cosine 1, sine 0."""
-        head_dim = dim // heads
-        half = head_dim // 3 // 2
-        if half < 1:
-            raise ValueError(
-                f"rotary positions need a head width of at least 6, not {head_dim}; use fewer heads"
-            )
-        stretch = [1.0] + [15 / (side - 1) if side > 1 else 1.0 for side in (grid.h, grid.w)]
-        place = coordinates(grid, device) * torch.tensor(stretch, device=device)
-        frequency = self.base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
-        angle = (place.unsqueeze(-1) * frequency).repeat_interleave(2, dim=-1).flatten(1)
-        angle = nn.functional.pad(angle, (0, head_dim - 6 * half)).unsqueeze(0)  # [1, N, d]
-        if keep is not None:
-            angle = gather(angle, keep)
-        return Rotation(angle.cos().unsqueeze(1), angle.sin().unsqueeze(1))
-
-
-def positions_named(name: str, base: float) -> Positions:
-    """The positions of that name, those of published encoders among them; raises ValueError for another."""
-    return ScaledRotary(base) if name == SCALED else build_positions(name, base)
-
-
-def name_of(positions: Positions) -> tuple[str, float]:
-    """Name and base that `positions_named` makes these from."""
-    return (SCALED, positions.base) if isinstance(positions, ScaledRotary) else name_positions(positions)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.errors import nearest
@@ -190,7 +191,40 @@ class SinCos:
         return None
 
 
-POSITIONS = ("rotary", "rotary_legacy", "rotary_tokens", "sincos", "sincos_flat")
+@dataclass(frozen=True)
+class ScaledRotary:
+    """V-JEPA 2.1's rotary positions: those of `Rotary`, with rows and columns stretched to a grid of 16.
+
+    Row r of h rows counts as r * 15 / (h - 1), columns alike, frames as they are: at any resolution a crop spans
+    the 0..15 of 256 pixels in patches of 16. With 16 rows and columns it equals `Rotary`. A side of one patch
+    stays at 0 (ours: theirs divides by zero).
+    """
+
+    base: float = 10000.0
+
+    def add(self, grid: Grid, dim: int, device: torch.device) -> Tensor | None:
+        """Nothing is added."""
+        return None
+
+    def rotate(self, grid: Grid, keep: Tensor | None, dim: int, heads: int, device: torch.device) -> Rotation:
+        """Cosines and sines [1 or B, 1, K, head_dim], float32; unturned channels have cosine 1, sine 0."""
+        head_dim = dim // heads
+        half = head_dim // 3 // 2
+        if half < 1:
+            raise ValueError(
+                f"rotary positions need a head width of at least 6, not {head_dim}; use fewer heads"
+            )
+        stretch = [1.0] + [15 / (side - 1) if side > 1 else 1.0 for side in (grid.h, grid.w)]
+        place = coordinates(grid, device) * torch.tensor(stretch, device=device)
+        frequency = self.base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+        angle = (place.unsqueeze(-1) * frequency).repeat_interleave(2, dim=-1).flatten(1)
+        angle = F.pad(angle, (0, head_dim - 6 * half)).unsqueeze(0)  # [1, N, d]
+        if keep is not None:
+            angle = gather(angle, keep)
+        return Rotation(angle.cos().unsqueeze(1), angle.sin().unsqueeze(1))
+
+
+POSITIONS = ("rotary", "rotary_legacy", "rotary_scaled", "rotary_tokens", "sincos", "sincos_flat")
 
 
 def build_positions(name: str, base: float = 10000.0) -> Positions:
@@ -198,6 +232,8 @@ def build_positions(name: str, base: float = 10000.0) -> Positions:
     match name:
         case "rotary" | "rotary_legacy":
             return Rotary(legacy=name == "rotary_legacy", base=base)
+        case "rotary_scaled":
+            return ScaledRotary(base)
         case "rotary_tokens":
             return TokenRotary(base=base)
         case "sincos" | "sincos_flat":
@@ -212,6 +248,8 @@ def name_positions(positions: Positions) -> tuple[str, float]:
     match positions:
         case Rotary():
             return "rotary_legacy" if positions.legacy else "rotary", positions.base
+        case ScaledRotary():
+            return "rotary_scaled", positions.base
         case TokenRotary():
             return "rotary_tokens", positions.base
         case SinCos():

@@ -43,10 +43,12 @@ class Knobs:
     crop_size: int | None = knob(None, "height and width of a clip in pixels")
     patch_size: int = knob(16, "height and width of a token in pixels")
     tubelet_size: int = knob(2, "frames of a token")
-    positions: Literal["rotary", "rotary_legacy", "rotary_tokens", "sincos", "sincos_flat"] | None = knob(
+    positions: (
+        Literal["rotary", "rotary_legacy", "rotary_scaled", "rotary_tokens", "sincos", "sincos_flat"] | None
+    ) = knob(
         None,
-        "how tokens know where they are (default: the paper's; rotary_legacy: as published V-JEPA 2 weights; "
-        "rotary_tokens: LayerLock's)",
+        "how tokens know where they are (default: the paper's; rotary_legacy: as published V-JEPA 2 weights, "
+        "rotary_scaled: as V-JEPA 2.1's; rotary_tokens: LayerLock's)",
     )
     positions_base: float = knob(
         10000.0, "longest wave of the positions; a small grid learns sooner with less"
