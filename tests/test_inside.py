@@ -217,7 +217,7 @@ def test_views_give_lidar_and_labels_may_come_from_another_column(go, small) -> 
     found = go(
         small,
         views=Views(segments=2),
-        label="group",
+        label="half",
         folds=2,
         skip=("gratings", "tokens", "influence", "occdrop"),
     )
@@ -406,3 +406,24 @@ def test_samples_and_places_are_evenly_drawn_and_never_more_than_there_are() -> 
     assert len(set(sample(np.arange(100), 10, 0).tolist())) == 10
     assert places(6, 6) == [(r, c) for r in (1, 3, 5) for c in (1, 3, 5)]
     assert places(1, 2) == [(0, 0), (0, 1)]
+
+
+def test_published_encoders_are_looked_at_like_ours(go, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the test extra's transformers is not installed")
+    torch.manual_seed(0)
+    config = transformers.VideoMAEConfig(
+        image_size=32,
+        patch_size=16,
+        num_frames=4,
+        tubelet_size=2,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        use_mean_pooling=False,
+    )
+    transformers.VideoMAEModel(config).save_pretrained(tmp_path / "theirs")
+    found = go(str(tmp_path / "theirs"), skip=("gratings", "occdrop"), names=["theirs"])
+    for metric in ("linear", "map", "effective_rank", "patch_similarity", "influence_elsewhere"):
+        assert len(values(found, metric, "theirs")) == 3 and None not in values(found, metric, "theirs")
+    assert len(values(found, "attention_entropy", "theirs")) == 2
