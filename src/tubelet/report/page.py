@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,8 @@ from tubelet.files import write_text
 from tubelet.report.curves import Dots, Panel, draw_panels
 from tubelet.report.filmstrip import Strip, draw_strips
 from tubelet.report.frontier import Frontier, draw_frontiers
+from tubelet.report.heatmap import Heatmap, draw_heatmaps
+from tubelet.report.scatter import Scatter, draw_scatters
 from tubelet.report.table import Cell, draw_table
 
 
@@ -73,9 +76,24 @@ class Page:
         kind = {True: "good", False: "warning", None: "unknown"}[good]
         self._parts.append(f'<div class="verdict {kind}">{_prose(sentence)}</div>')
 
-    def curves(self, panels: Sequence[Panel | Dots], shows: str, computed: str = "") -> None:
-        """Small multiples with the sentence that says what they show and how it was computed."""
-        self._figure(draw_panels(panels), shows, computed)
+    def curves(
+        self, panels: Sequence[Panel | Dots], shows: str, computed: str = "", names: Sequence[str] = ()
+    ) -> None:
+        """Small multiples with the sentence that says what they show and how it was computed.
+
+        names: all that the page's figures have in common, so that each keeps its colour in all of them.
+        """
+        self._figure(draw_panels(panels, names), shows, computed)
+
+    def heatmaps(self, maps: Sequence[Heatmap], shows: str, computed: str = "") -> None:
+        """Tables of numbers as colours, each with its scale."""
+        self._figure(draw_heatmaps(maps), shows, computed)
+
+    def scatters(
+        self, panels: Sequence[Scatter], shows: str, computed: str = "", names: Sequence[str] = ()
+    ) -> None:
+        """Points with their regression lines; names as in `curves`."""
+        self._figure(draw_scatters(panels, names), shows, computed)
 
     def frontiers(self, panels: Sequence[Frontier], shows: str, computed: str = "") -> None:
         """Scores against what they cost."""
@@ -113,6 +131,13 @@ class Page:
         self._parts.append(
             f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
         )
+
+    @contextmanager
+    def folded(self, summary: str) -> Iterator[None]:
+        """Whatever is added meanwhile is folded away under ``summary``."""
+        self._parts.append(f"<details><summary>{escape(summary)}</summary>")
+        yield
+        self._parts.append("</details>")
 
     def html(self) -> str:
         """The whole page; it asks for nothing outside itself, and its policy forbids it to."""
