@@ -24,10 +24,10 @@ from tubelet.errors import UserError
 from tubelet.evaluate import features
 from tubelet.evaluate.noise import Interval
 from tubelet.evaluate.source import Views, read_views
+from tubelet.export.truncate import truncated
 from tubelet.export.weights import Geometry, load_encoder, save_encoder
 from tubelet.inside import worlds
 from tubelet.inside.analyze import analyze
-from tubelet.inside.cuts import candidates
 from tubelet.inside.definitions import DEFINITIONS
 from tubelet.inside.footage import Manner, read_footage
 from tubelet.inside.geometry import against_gain
@@ -268,6 +268,10 @@ def test_a_set_with_fewer_clips_than_classes_need_is_refused(go, small, data, tm
 def test_two_encoders_of_one_name_are_told_apart_by_where_they_lie(tmp_path) -> None:
     one, other = (saved(model(seed), tmp_path / f"run{seed}", "encoder") for seed in (1, 2))
     assert [s.name for s in read_subjects([one, other])] == ["run1/encoder", "run2/encoder"]
+    assert [s.name for s in read_subjects([f"random:{one}@3", "random:48x2x2"])] == [
+        "random:encoder@3",
+        "random:48x2x2",
+    ]
     with pytest.raises(UserError, match='two encoders are called "same"'):
         read_subjects([one, other], ["same", "same"])
 
@@ -348,10 +352,19 @@ def test_several_blocks_between_two_layers_are_flagged_together() -> None:
     assert saturation(rows).blocks == (2, 3, 4) and saturation(rows).keep == 1
 
 
-def test_candidates_are_quarters_and_what_is_suggested() -> None:
-    assert candidates(12, 7, range(13)) == [3, 6, 7, 9]
-    assert candidates(12, None, (0, 6, 12)) == [6]
-    assert candidates(1, None, (0, 1)) == []
+def test_what_cuts_cost_is_measured_on_what_the_cut_encoder_hands_out(go, small, data, tmp_path) -> None:
+    found = go(small, skip=("gratings", "occdrop", "tokens", "influence", "similarity", "decodability"))
+    (row,) = found["saturation"]
+    rows = {cut["layers"]: cut for cut in row["cuts"]}
+    assert list(rows) == [1, 2, 3] and rows[3]["difference"] is None
+    assert rows[3]["flops_share"] == rows[3]["time_share"] == rows[3]["parameters_share"] == 1
+    assert 0 < rows[1]["flops_share"] < rows[2]["flops_share"] < 1
+    cut = truncated(load_encoder(small), 2)
+    save_encoder(cut.model, tmp_path / "cut", GEOMETRY, {"name": "cut"})  # type: ignore[arg-type]
+    again = go(
+        str(tmp_path / "cut"), skip=("gratings", "occdrop", "tokens", "influence", "similarity", "saturation")
+    )
+    assert values(again, "linear", "cut")[-1] == rows[2]["score"]["value"]
 
 
 def test_a_layer_has_settled_once_it_stays_alike() -> None:
@@ -409,7 +422,9 @@ def test_samples_and_places_are_evenly_drawn_and_never_more_than_there_are() -> 
 
 
 def test_published_encoders_are_looked_at_like_ours(go, tmp_path) -> None:
-    transformers = pytest.importorskip("transformers", reason="the test extra's transformers is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="the test extra's transformers is not installed"
+    )
     torch.manual_seed(0)
     config = transformers.VideoMAEConfig(
         image_size=32,

@@ -62,7 +62,10 @@ def analyze(
     footage = read_footage(data, label, folds, unlabelled, views, seed)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    bars = Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    )
+    with bars as progress:
         look = Look(subjects, footage, amounts, manner, Kept(out / "parts"), out, seed, progress)
         _extract(look)
         found = _measure(look, _asked(look), saved)
@@ -88,7 +91,7 @@ def _extract(look: Look) -> None:
     for subject in look.subjects:
         readings = [Reading(k, False) for k in subject.layers]
         if look.amounts.has("saturation"):
-            readings += [Reading(k, True) for k in subject.layers if k]
+            readings += [Reading(k, True) for k in subject.layers]
         with look.no_bar("features"):
             look.features[subject.name] = look.manner.extract(subject.encoder, look.source(subject), readings)
 
@@ -137,7 +140,7 @@ def _measure(look: Look, asked: Asked, saved: Mapping[str, Mapping[int, Path]]) 
     influence = measure.influence(look, asked)
     measure.occluded(look, asked, decoded)
     majority = measure.gratings(look)
-    saturated = measure.saturated(look, asked, steps)
+    saturated = measure.saturated(look, asked)
     followed = measure.followed(look, asked, saved)
     scatter = {
         name: [(row.start, row.stop, row.cka, row.gain_map.value) for row in rows if row.gain_map is not None]

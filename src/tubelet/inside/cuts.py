@@ -4,64 +4,53 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from tubelet.analysis.cost import forward_flops
-from tubelet.evaluate.metrics import Predictions, difference, estimates
-from tubelet.evaluate.noise import Interval
+from tubelet.evaluate.metrics import difference, estimates
 from tubelet.export.weights import Geometry
-from tubelet.inside.decoding import constant, linear
+from tubelet.inside.decoding import Decoded
 from tubelet.inside.footage import Asked
 from tubelet.inside.records import interval
 from tubelet.nn.vit import ViT
 from tubelet.types import Grid
 
-ROUNDS = 5  # passes of each depth that are timed
-CLIPS = 4  # in each of them
-
-
-def candidates(depth: int, keep: int | None, layers: Sequence[int]) -> list[int]:
-    """Numbers of layers to keep that are worth a row: what the evidence suggests, and the quarters; those looked at."""
-    quarters = {round(depth * part / 4) for part in (1, 2, 3)}
-    return sorted(k for k in quarters | ({keep} if keep else set()) if 0 < k < depth and k in layers)
+ROUNDS = 3  # passes of each depth that are timed
+CLIPS = 2  # in each of them
 
 
 def cuts(
     model: ViT,
     geometry: Geometry,
-    tables: Mapping[int, Callable[[], np.ndarray]],
+    decoded: Mapping[int, Decoded | None],
     asked: Asked,
     seed: int,
     device: torch.device | str,
 ) -> list[dict[str, Any]]:
-    """A row for each number of layers in ``tables``, the whole encoder's (its depth) among them.
+    """A row for each number of layers in ``decoded``, from 1 to the whole encoder's, its depth.
 
-    tables: layers -> reads features [n, D] that passed the final norm, as `export.truncate` hands them out. Each row:
-    "layers", "score" (top-1 of the linear probe with its interval), "difference" from the whole encoder (paired
-    interval), and the shares of its FLOPs, time (median of alternating passes on this machine) and parameters.
+    decoded: layers -> what was read off features that passed the final norm, as `export.truncate` hands them out; None
+    if they are constant. Each row: "layers", "score" (top-1 of the linear probe with its interval), "difference" from
+    the whole encoder (paired interval), and the shares of its FLOPs, time (median of alternating passes on this
+    machine) and parameters.
     """
     task = asked.task
     assert task is not None
-    answers: dict[int, Predictions] = {}
-    for k, read in tables.items():
-        if not constant(features := read()):
-            answers[k] = linear(features, task, asked.folds)
-    whole = answers.get(model.depth)
-    seconds = _seconds(model, geometry, sorted(tables), device)
-    flops = {k: _flops(model, geometry, k) for k in tables}
-    weights = {k: _parameters(model, k) for k in tables}
+    kept = sorted(k for k in decoded if k)
+    whole = decoded[model.depth]
+    seconds = _seconds(model, geometry, kept, device)
+    flops = {k: _flops(model, geometry, k) for k in kept}
+    weights = {k: _parameters(model, k) for k in kept}
     rows = []
-    for k in sorted(tables):
-        made = answers.get(k)
-        score = None if made is None else estimates(made, task.group, seed)["top1"]
+    for k in kept:
+        made = decoded[k]
+        score = None if made is None else estimates(made.answers, task.group, seed)["top1"]
         apart = None
         if made is not None and whole is not None and k < model.depth:
-            found = difference(made, whole, task.group, "top1", seed)
-            apart = Interval(found.value, found.low, found.high)
+            apart = difference(made.answers, whole.answers, task.group, "top1", seed)
         rows.append(
             {
                 "layers": k,

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from tubelet.analysis.occlusion import Occluded, occdrop
-from tubelet.analysis.similarity import SimilarityMap, similarity_map
+from tubelet.analysis.similarity import SimilarityMap, linear_cka, similarity_map
 from tubelet.analysis.spectrum import lidar, spectrum
 from tubelet.evaluate.features import Reading
 from tubelet.evaluate.metrics import top1
 from tubelet.evaluate.source import VideoSource
 from tubelet.files import replace_file
-from tubelet.inside import cuts as cutting
 from tubelet.inside import decoding, tokens, worlds
+from tubelet.inside.cuts import cuts
 from tubelet.inside.footage import Asked, Means
 from tubelet.inside.look import Look
 from tubelet.inside.records import interval, number
@@ -296,21 +296,41 @@ def gratings(look: Look) -> dict[str, dict[str, float]]:
     return levels
 
 
-def saturated(look: Look, asked: Asked, found: Mapping[str, list[Transition]]) -> list[dict[str, Any]]:
-    """Which blocks change nothing measurable, and what keeping fewer layers costs and saves."""
-    needed = ("saturation", "decodability", "similarity")
-    if asked.task is None or not all(look.amounts.has(part) for part in needed):
+def saturated(look: Look, asked: Asked) -> list[dict[str, Any]]:
+    """Which blocks change nothing measurable, and what keeping fewer layers costs and saves.
+
+    Judged on tokens that passed the final norm at every layer, as an encoder that is cut there hands them out; else the
+    last block alone would seem to turn the features by what the norm does.
+    """
+    if asked.task is None or not look.amounts.has("saturation"):
         return []
     told = []
-    with look.part("what fewer layers cost", len(look.subjects)) as advance:
+    with look.part("what fewer layers cost", sum(len(s.layers) for s in look.subjects)) as advance:
         for subject in look.subjects:
-            judged = saturation(found[subject.name])
-            model, rows = subject.encoder.model, []
-            if isinstance(model, ViT) and subject.depth in subject.layers:
-                kept = [*cutting.candidates(subject.depth, judged.keep, subject.layers), subject.depth]
-                tables = {k: _reader(look.means(subject, k, asked, normed=True)) for k in kept}
-                rows = cutting.cuts(
-                    model, subject.encoder.geometry, tables, asked, look.seed, look.manner.device
+            decoded: dict[int, decoding.Decoded | None] = {}
+            for k in subject.layers:
+                decoded[k] = decoding.decode(look.means(subject, k, asked, normed=True)[:], asked, look.seed)
+                advance(1)
+            judged = saturation(
+                [
+                    Transition(
+                        start,
+                        stop,
+                        linear_cka(*(look.means(subject, k, asked, normed=True) for k in (start, stop))),
+                        *decoding.gains(decoded, start, stop, asked, look.seed),
+                    )
+                    for start, stop in pairwise(subject.layers)
+                ]
+            )
+            rows = []
+            if isinstance(subject.encoder.model, ViT) and subject.depth in subject.layers:
+                rows = cuts(
+                    subject.encoder.model,
+                    subject.encoder.geometry,
+                    decoded,
+                    asked,
+                    look.seed,
+                    look.manner.device,
                 )
             told.append(
                 {
@@ -322,7 +342,6 @@ def saturated(look: Look, asked: Asked, found: Mapping[str, list[Transition]]) -
                     "cuts": rows,
                 }
             )
-            advance(1)
     return told
 
 
@@ -350,10 +369,6 @@ def followed(
                     )
                 )
     return told
-
-
-def _reader(rows: Means) -> Callable[[], np.ndarray]:
-    return lambda: rows[:]
 
 
 def _slug(name: str) -> str:

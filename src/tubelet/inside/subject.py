@@ -55,12 +55,13 @@ def read_subjects(
 
 
 def _names(specs: Sequence[str], loaded: Sequence[Encoder]) -> list[str]:
-    own = [encoder.name for encoder in loaded]
+    own = [_short(encoder.name, 1) for encoder in loaded]
     alike = {name for name, count in Counter(own).items() if count > 1}
-    return [_short(spec) if name in alike else name for name, spec in zip(own, specs, strict=True)]
+    return [_short(spec, 2) if name in alike else name for name, spec in zip(own, specs, strict=True)]
 
 
-def _short(spec: str) -> str:
-    """The last parts of a path that tell which run it is of."""
-    parts = [part for part in Path(spec).parts if part not in ("checkpoints", "/")]
-    return "/".join(parts[-2:])
+def _short(spec: str, most: int) -> str:
+    """The last parts of a path, of at most ``most`` folders that tell which run it is of; with "random:" before it."""
+    kind, colon, path = spec.rpartition(":")
+    parts = [part for part in Path(path).parts if part not in ("checkpoints", "/")]
+    return f"{kind}{colon}{'/'.join(parts[-most:])}"
