@@ -24,7 +24,8 @@ from tubelet.inside.kept import Kept
 from tubelet.inside.look import Amounts, Look
 from tubelet.inside.subject import Subject, read_subjects
 from tubelet.inside.through import checkpoints_of
-from tubelet.report.depth import depth_report, write_tables
+from tubelet.report.depth import depth_report
+from tubelet.report.depth_tables import write_tables
 
 
 def analyze(

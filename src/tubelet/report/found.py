@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from tubelet.data.container import DecodeError
 from tubelet.report.filmstrip import Strip
 from tubelet.report.page import Page
 
-SIDE, FRAMES = 96, 8  # the short side in pixels, and how many frames are shown
+SIDE, FRAMES = 72, 8  # the short side in pixels, and how many frames are shown
 _GREY = 160
 
 
@@ -37,9 +38,7 @@ def add_stretches(
     page.filmstrips(strips, shows, computed + (f" Could not be read: {missing}." if gone else ""))
 
 
-def frames_between(
-    path: Path, start: float, end: float, count: int = FRAMES, side: int = SIDE
-) -> np.ndarray:
+def frames_between(path: Path, start: float, end: float, count: int = FRAMES, side: int = SIDE) -> np.ndarray:
     """uint8 [count, H, W, 3]: frames evenly spread over ``start`` to ``end`` (s), short sides at most ``side``.
 
     Of a folder of images, which has no times, over all of it. A stretch without a frame of its own shows the frame
@@ -50,7 +49,8 @@ def frames_between(
     while True:
         times = decode.index(path).times
         first, last = (0, len(times)) if np.isnan(times[0]) else clips.within(times, start, end)
-        first = min(first, len(times) - 1) if last > first else max(0, first - 1)
+        if last == first:
+            first = max(0, first - 1)
         numbers = np.linspace(first, max(first, last - 1), count).round().astype(np.int64)
         try:
             return decode.read(path, numbers, side)
@@ -67,7 +67,9 @@ def clock(seconds: float) -> str:
 
 
 def between(start: float, end: float) -> str:
-    """2:03.5–2:07.5"""
+    """2:03.5–2:07.5; "all of it" for images, which have no times."""
+    if math.isnan(start):
+        return "all of it"
     return f"{clock(start)}–{clock(end)}"
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from tubelet.report import curves
-from tubelet.report.curves import DASHES, MARKS, draw_svg, split, swatch
+from tubelet.report.curves import MARKS, PAGE, PRINT, Palette, draw_svg, split, swatch
 
 _NEAR = 0.03  # costs that differ by less are drawn side by side, or their marks would hide each other
 _APART = 0.045  # of the axis: how far apart they are then
@@ -60,27 +59,10 @@ class Frontier:
     levels: Mapping[str, float]
 
 
-class _Palette(NamedTuple):
-    methods: Sequence[str]
-    ink: str
-    soft: str
-    paper: str
-
-
-_PAGE = _Palette(curves.COLOURS, curves.INK, curves.SOFT, curves.PAPER)
-# style.css's colours on white paper: Okabe and Ito's
-_PRINT = _Palette(
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b"],
-    "#1c1d1f",
-    "#62666b",
-    "#ffffff",
-)
-
-
 def draw_frontiers(panels: Sequence[Frontier]) -> str:
     """The charts side by side with a legend, as HTML; more methods than colours in several rows of them."""
     methods = _methods(panels)
-    if len(methods) > len(_PAGE.methods):
+    if len(methods) > len(PAGE.lines):
         return "".join(draw_frontiers(_of(panels, part)) for part in split(methods))
     sizes = _sizes(panels)
     width = 3.4 if len(panels) > 2 else 5.0
@@ -95,7 +77,7 @@ def draw_frontiers(panels: Sequence[Frontier]) -> str:
         )
     drawn = "".join(
         f'<div class="panel"><h3>{escape(panel.title)}</h3>'
-        + draw_svg(_drawer(panel, methods, sizes, _PAGE), panel.title, width, 0.3 + 0.66 * width)
+        + draw_svg(_drawer(panel, methods, sizes, PAGE), panel.title, width, 0.3 + 0.66 * width)
         + "</div>"
         for panel in panels
     )
@@ -107,33 +89,25 @@ def frontier_picture(rows: Sequence[Sequence[Frontier]]) -> bytes:
     panels = [panel for row in rows for panel in row]
     methods, sizes = _methods(panels), _sizes(panels)
     columns = max(len(row) for row in rows)
-    style: dict[Any, Any] = {
+    # larger than a panel's, its lines lighter and its axes darker
+    style: dict[Any, Any] = PRINT.style() | {
         "font.size": 8.5,
-        "font.family": "sans-serif",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
         "grid.color": "#e3e3de",
-        "grid.linewidth": 0.6,
         "axes.edgecolor": "#b8b8b2",
-        "text.color": _PRINT.ink,
-        "axes.labelcolor": _PRINT.soft,
-        "xtick.color": _PRINT.soft,
-        "ytick.color": _PRINT.soft,
     }
     with rc_context(style):
         figure = Figure(figsize=(3.6 * columns, 0.5 + 2.7 * len(rows)), layout="constrained")
         for number, row in enumerate(rows):
             for place, panel in enumerate(row):
                 axes = figure.add_subplot(len(rows), columns, number * columns + place + 1)
-                _drawer(panel, methods, sizes, _PRINT)(axes)
+                _drawer(panel, methods, sizes, PRINT)(axes)
                 axes.set_title(panel.title, loc="left", fontsize=9.5)
                 axes.tick_params(length=0)
         signs = [
             Line2D(
                 [],
                 [],
-                color=_colour(_PRINT, place),
-                linestyle=DASHES[_dash(place)],
+                **PRINT.look(place),
                 marker=MARKS[place % len(MARKS)][0] if len(sizes) == 1 else None,
                 label=method,
             )
@@ -141,7 +115,7 @@ def frontier_picture(rows: Sequence[Sequence[Frontier]]) -> bytes:
         ]
         if len(sizes) > 1:
             signs += [
-                Line2D([], [], color=_PRINT.ink, linestyle="", marker=MARKS[p % len(MARKS)][0], label=size)
+                Line2D([], [], color=PRINT.ink, linestyle="", marker=MARKS[p % len(MARKS)][0], label=size)
                 for p, size in enumerate(sizes)
             ]
         figure.legend(
@@ -168,13 +142,13 @@ def _of(panels: Sequence[Frontier], methods: Sequence[str]) -> list[Frontier]:
 
 
 def _drawer(
-    panel: Frontier, methods: Sequence[str], sizes: Sequence[str], palette: _Palette
+    panel: Frontier, methods: Sequence[str], sizes: Sequence[str], palette: Palette
 ) -> Callable[[Axes], None]:
     return lambda axes: _draw(axes, panel, methods, sizes, palette)
 
 
 def _draw(
-    axes: Axes, panel: Frontier, methods: Sequence[str], sizes: Sequence[str], palette: _Palette
+    axes: Axes, panel: Frontier, methods: Sequence[str], sizes: Sequence[str], palette: Palette
 ) -> None:
     costs = [point.cost for track in panel.tracks for point in track.points]
     axes.set_xscale("log")
@@ -187,14 +161,14 @@ def _draw(
         place = methods.index(track.method)
         # marks are the sizes' where there are several, and else help colours to tell methods apart
         sign = sizes.index(track.size) if len(sizes) > 1 else place
-        colour, mark = _colour(palette, place), MARKS[sign % len(MARKS)][0]
+        look, mark = palette.look(place), MARKS[sign % len(MARKS)][0]
+        colour = look["color"]
         line = sorted(zip(places, track.points, strict=True), key=lambda pair: pair[0])
         if not any(point.name for point in track.points):
             axes.plot(
                 [x for x, _ in line],
                 [point.score for _, point in line],
-                color=colour,
-                linestyle=DASHES[_dash(place)],
+                **look,
                 linewidth=1.5,
             )
         for x, point in line:
@@ -224,7 +198,7 @@ def _draw(
     axes.grid(axis="y")
 
 
-def _levels(axes: Axes, levels: Mapping[str, float], palette: _Palette) -> None:
+def _levels(axes: Axes, levels: Mapping[str, float], palette: Palette) -> None:
     """Horizontal lines with their names on the left; of two that are close, the lower has its name below the line."""
     low, high = axes.get_ylim()
     for level in levels.values():
@@ -284,12 +258,3 @@ def _ticks(axes: Axes, costs: Sequence[float], tell: Callable[[float], str]) -> 
     axes.xaxis.set_major_locator(FixedLocator(distinct))
     axes.xaxis.set_major_formatter(FixedFormatter([tell(cost) for cost in distinct]))
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _colour(palette: _Palette, place: int) -> str:
-    return palette.methods[place % len(palette.methods)]
-
-
-def _dash(place: int) -> int:
-    """Beyond the colours there are, a colour comes again with another dash."""
-    return (place + place // len(_PRINT.methods)) % len(DASHES)
