@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import make_pipeline
@@ -22,23 +25,26 @@ from tubelet import cli
 from tubelet.data.synthetic import render, write_video
 from tubelet.errors import UserError
 from tubelet.evaluate import features
+from tubelet.evaluate.features import Features
 from tubelet.evaluate.noise import Interval
 from tubelet.evaluate.source import Views, read_views
 from tubelet.export.truncate import truncated
 from tubelet.export.weights import Geometry, load_encoder, save_encoder
 from tubelet.inside import worlds
 from tubelet.inside.analyze import analyze
+from tubelet.inside.decoding import cautious
 from tubelet.inside.definitions import DEFINITIONS
-from tubelet.inside.footage import Manner, read_footage
+from tubelet.inside.footage import Manner, Means, read_footage
 from tubelet.inside.geometry import against_gain
 from tubelet.inside.kept import Kept
-from tubelet.inside.look import Amounts
+from tubelet.inside.look import Amounts, Look
 from tubelet.inside.records import Records
-from tubelet.inside.saturation import Transition, saturation
+from tubelet.inside.saturation import Gain, Saturation, Transition, saturation
 from tubelet.inside.subject import read_subjects
 from tubelet.inside.through import settled
 from tubelet.inside.tokens import places, sample
 from tubelet.nn.vit import ViT
+from tubelet.report.depth import depth_report
 
 GEOMETRY = Geometry(frames=4, frame_step=2, crop_size=32)
 CLASSES = ("fine", "coarse")
@@ -105,9 +111,9 @@ def values(
 
 
 def test_all_parts_are_measured_at_every_layer_and_written(go, small, tmp_path) -> None:
-    found = go(small, skip=(), grating_clips=144)
-    whole = ("linear", "macro_recall", "map", "hit@1", "hit@5", "hit@10", "linear_occluded", "occdrop")
-    whole += ("grating", "double", "occdrop_grating", "occdrop_double", "patch_similarity", "token_norm")
+    found = go(small, skip=(), grating_clips=96)
+    whole = ("linear", "macro_recall", "map", "hit@1", "hit@5", "hit@10", "linear_occluded")
+    whole += ("grating", "double", "patch_similarity", "token_norm")
     whole += ("effective_rank", "participation_ratio", "uniformity", "rankme", "influence_elsewhere")
     for metric in whole:
         assert len(values(found, metric)) == 4 and None not in values(found, metric), metric
@@ -148,13 +154,37 @@ def test_blocks_that_do_nothing_have_cka_one_and_gain_nothing(go, tmp_path) -> N
     found = go(saved(still, tmp_path))
     assert [row["cka_linear"] for row in found["transitions"]][1:3] == [pytest.approx(1)] * 2
     for row in found["transitions"][1:3]:
-        assert row["gain_linear"] == {"value": 0, "low": 0, "high": 0}
+        assert row["gain_linear"] == {"value": 0, "low": -3 / 12, "high": 3 / 12}
         assert row["gain_map"] == {"value": 0, "low": 0, "high": 0}
     assert values(found, "linear")[1] == values(found, "linear")[2] == values(found, "linear")[3]
 
 
-def test_a_second_look_measures_nothing_again_and_says_the_same(go, small, monkeypatch) -> None:
-    first = go(small, skip=(), grating_clips=144)
+def test_occdrop_is_zero_where_every_patch_tells_and_undefined_where_the_clip_does_not(
+    go, small, data, tmp_path
+) -> None:
+    rows = ["path,label,split"]
+    for number in range(24):  # two colours that a single patch shows
+        level = 40 if number % 2 else 200
+        frames = np.full((10, 48, 48, 3), level, np.uint8) + np.random.default_rng(number).integers(
+            0, 20, (3,), np.uint8
+        )
+        write_video(tmp_path / f"{number}.mp4", frames)
+        rows.append(
+            f"{tmp_path}/{number}.mp4,{'dark' if number % 2 else 'bright'},{'train' if number < 12 else 'test'}"
+        )
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    skip = ("gratings", "tokens", "influence", "spectrum", "saturation")
+    easy = go(small, data=tmp_path / "list.csv", skip=skip)
+    assert values(easy, "linear") == [1.0] * 4 and values(easy, "linear_occluded") == [1.0] * 4
+    drops = [row for row in easy["layers"] if row["metric"] == "occdrop"]
+    assert [(row["value"], row["low"], row["high"]) for row in drops] == [(0.0, 0.0, 0.0)] * 4
+    hard = go(small, skip=skip)  # twelve test clips of textures: not better than guessing
+    assert values(hard, "occdrop") == [None] * 4
+    assert all("guessing" in row["undefined"] for row in hard["layers"] if row["metric"] == "occdrop")
+
+
+def test_a_second_look_reads_no_clip_again_and_says_the_same(go, small, monkeypatch) -> None:
+    first = go(small, skip=(), grating_clips=96)
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("this was measured before")
@@ -163,7 +193,7 @@ def test_a_second_look_measures_nothing_again_and_says_the_same(go, small, monke
     monkeypatch.setattr(worlds, "probe_targets", never)
     monkeypatch.setattr("tubelet.inside.tokens.token_statistics", never)
     monkeypatch.setattr("tubelet.inside.tokens.influence", never)
-    again = go(small, skip=(), grating_clips=144)
+    again = go(small, skip=(), grating_clips=96)
     for key in ("layers", "transitions", "maps", "influence"):
         assert again[key] == first[key]
 
@@ -248,7 +278,7 @@ def test_short_and_broken_videos_are_told(go, small, data, tmp_path) -> None:
         ({"skip": ("spectra",)}, 'skip="spectra" is unknown'),
         ({"folds": 1}, "folds=1"),
         ({"checkpoints": "all"}, "none of the encoders is a run that kept checkpoints"),
-        ({"skip": (), "grating_clips": 0}, "grating_clips=0: must be at least 1"),
+        ({"skip": (), "grating_clips": 40}, "grating_clips=40: must be at least 96.*skip=gratings"),
         ({"label": "colour"}, 'no column "colour"'),
     ],
 )
@@ -308,48 +338,93 @@ def test_a_run_is_followed_through_its_checkpoints(go, data, tmp_path) -> None:
         go(str(run), checkpoints="2,3")
 
 
-def flat(start: int, cka: float, gain: float = 0.0, noise: float = 0.05) -> Transition:
-    found = Interval(gain, gain - noise, gain + noise)
-    return Transition(start, start + 1, cka, found, found)
+def gain(value: float = 0.0, noise: float = 0.05) -> Gain:
+    found = Interval(value, value - noise, value + noise)
+    return Gain(found, found)
+
+
+def flat(start: int, cka: float, value: float = 0.0, noise: float = 0.05) -> Transition:
+    return Transition(start, start + 1, cka, gain(value, noise))
+
+
+def judged(rows: list[Transition], lost: float = 0.0) -> Saturation:
+    """With ``lost`` between every layer and the whole encoder."""
+    return saturation(rows, {row.start: gain(lost) for row in rows}, rows[-1].stop)
 
 
 def test_saturation_flags_blocks_within_the_noise_that_turn_less_than_their_neighbours() -> None:
     # gains: +, +, 0, 0 (alike), 0 (but turning), + ; then nothing
     rows = [
         flat(0, 0.8, 0.2),
-        flat(1, 0.9, 0.1),
+        flat(1, 0.9, 0.2),
         flat(2, 0.95),
         flat(3, 0.97),
         flat(4, 0.7),
-        flat(5, 0.9, 0.1),
+        flat(5, 0.9, 0.2),
     ]
-    found = saturation(rows)
-    assert found.blocks == (3, 4) and found.keep is None
-    found = saturation([*rows[:4]])
-    assert found.blocks == (3, 4) and found.keep == 2 and "The first 2 of 4 layers" in found.sentence
+    found = judged(rows)
+    assert (
+        found.blocks == (3, 4) and found.keep is None and "The last block is not among them" in found.sentence
+    )
+    found = judged(rows[:4])
+    assert found.blocks == (3, 4) and found.keep == 2
+    assert "The first 2 of 4 blocks can be kept alone: +0.0 points of top-1 [-5.0, +5.0]" in found.sentence
     # within the noise, but less alike than the neighbour: it changes something
-    assert saturation([flat(0, 0.8, 0.2), flat(1, 0.6)]).blocks == ()
+    assert judged([flat(0, 0.8, 0.2), flat(1, 0.6)]).blocks == ()
+
+
+def test_small_losses_that_add_up_are_not_cut() -> None:
+    rows = [flat(0, 0.5, 0.3), *(flat(k, 0.9, 0.015, 0.02) for k in range(1, 7))]
+    lost = {row.start: gain(-0.015 * (7 - row.start), 0.03) for row in rows}
+    found = saturation(rows, lost, 7)
+    assert found.blocks == (2, 3, 4, 5, 6, 7) and found.keep == 5  # 1 and 2 lose more than the noise
+    found = saturation(rows, {row.start: gain(-0.1, 0.03) for row in rows}, 7)
+    assert found.keep is None and "what is lost adds up" in found.sentence
 
 
 def test_saturation_concludes_nothing_where_every_gain_is_within_the_noise() -> None:
-    found = saturation([flat(0, 0.9), flat(1, 0.99)])
+    found = judged([flat(0, 0.9), flat(1, 0.99)])
     assert found.blocks == () and found.keep is None and "no block should be cut" in found.sentence
     assert "±5.0 points" in found.sentence
 
 
+def test_one_gain_of_many_that_is_barely_clear_is_no_ground_to_conclude_from() -> None:
+    barely = flat(0, 0.8, 0.052)  # [.002, .102]: one in twenty looks like that by chance
+    assert judged([barely, *(flat(k, 0.99) for k in range(1, 12))]).blocks == ()
+    clearly = flat(0, 0.8, 0.1)
+    assert judged([clearly, *(flat(k, 0.99) for k in range(1, 12))]).blocks == tuple(range(2, 13))
+
+
 def test_saturation_never_flags_a_block_that_makes_things_clearly_worse() -> None:
-    assert saturation([flat(0, 0.8, 0.2), flat(1, 0.99, -0.2)]).blocks == ()
+    found = judged([flat(0, 0.8, 0.2), flat(1, 0.99, -0.2)])
+    assert found.blocks == () and found.sentence == "Every block changes something beyond the noise."
 
 
 def test_saturation_where_gains_are_undefined_or_there_is_one_layer() -> None:
-    assert "undefined" in saturation([Transition(0, 1, math.nan, None, None)]).sentence
-    assert "one layer only" in saturation([]).sentence
+    assert "undefined" in saturation([Transition(0, 1, math.nan, None)], {}, 1).sentence
+    assert "one layer only" in saturation([], {}, 0).sentence
 
 
 def test_several_blocks_between_two_layers_are_flagged_together() -> None:
-    wide = Interval(0.0, -0.1, 0.1)
-    rows = [flat(0, 0.8, 0.2), Transition(1, 4, 0.95, wide, wide)]
-    assert saturation(rows).blocks == (2, 3, 4) and saturation(rows).keep == 1
+    rows = [flat(0, 0.8, 0.2), Transition(1, 4, 0.95, gain(0, 0.1))]
+    assert judged(rows).blocks == (2, 3, 4) and judged(rows).keep == 1
+
+
+def test_nothing_is_cut_from_the_top_if_the_top_was_not_looked_at() -> None:
+    rows = [flat(0, 0.8, 0.2), flat(1, 0.95)]
+    found = saturation(rows, {}, 12)
+    assert (
+        found.blocks == (2,) and found.keep is None and "The last layer was not looked at" in found.sentence
+    )
+
+
+def test_intervals_of_few_clips_are_not_narrower_than_a_sign_test_allows() -> None:
+    # four clips of forty that only one of the two gets right: p = .125
+    found = cautious(Interval(0.1, 0.025, 0.2), 4, 0, 40)
+    assert not found.clear and found.high == 0.2
+    assert cautious(Interval(0.25, 0.12, 0.38), 10, 0, 40).clear
+    # the same answers everywhere: 3 / n may still hide
+    assert cautious(Interval(0.0, 0.0, 0.0), 0, 0, 60) == Interval(0.0, -0.05, 0.05)
 
 
 def test_what_cuts_cost_is_measured_on_what_the_cut_encoder_hands_out(go, small, data, tmp_path) -> None:
@@ -372,6 +447,7 @@ def test_a_layer_has_settled_once_it_stays_alike() -> None:
     assert settled(steps, [0.5, 0.96, 0.99, 1.0]) == 200
     assert settled(steps, [0.99, 0.5, 0.99, 1.0]) == 300
     assert settled(steps, [0.99, 0.99, 0.99, None]) is None
+    assert settled(steps, [0.5, 0.5, 0.5, 1.0]) is None  # the last is compared with itself
 
 
 def test_geometry_against_gain_fits_the_line_it_was_given() -> None:
@@ -383,7 +459,9 @@ def test_geometry_against_gain_fits_the_line_it_was_given() -> None:
         assert fit["slope"] == pytest.approx(-0.2) and fit["intercept"] == pytest.approx(0.3)
         assert fit["r"] == pytest.approx(-1) and fit["n"] == 3
     assert against_gain({"e": [(0, 1, math.nan, 0.1)]}) is None
-    two = against_gain({"e": [(0, 1, 0.5, 0.1), (1, 2, 0.6, 0.1)]})
+    beside = against_gain({**made, "random": [(1, 2, 0.9, 9.0)], "e3": [(0, 1, 0.1, 9.0)]}, {"random"})
+    assert beside is not None and len(beside["points"]) == 5 and beside["fits"] == found["fits"]
+    two = against_gain({"e": [(1, 2, 0.5, 0.1), (2, 3, 0.6, 0.1)]})
     assert two is not None and two["fits"] == []  # two points are no evidence of a line
 
 
@@ -396,9 +474,21 @@ def test_what_was_kept_is_made_again_only_if_something_changed_or_is_damaged(tmp
 
     assert kept.get("a", {"x": 1}, make) == kept.get("a", {"x": 1}, make) == {"n": 1}
     assert kept.get("a", {"x": 2}, make) == {"n": 2}
+    for damage in (lambda text: text[:20], lambda _: "[1]", lambda text: text.replace('"found"', '"lost"')):
+        for file in tmp_path.iterdir():
+            file.write_text(damage(file.read_text()))
+        before = len(made)
+        assert kept.get("a", {"x": 1}, make) == {"n": before + 1}
     for file in tmp_path.iterdir():
-        file.write_text(file.read_text()[:20])
-    assert kept.get("a", {"x": 1}, make) == {"n": 3}
+        file.write_bytes(b"\xff\xfe\x00")
+    assert kept.get("a", {"x": 1}, make) == {"n": len(made)}
+
+
+def test_another_version_of_the_features_is_measured_again(tmp_path, monkeypatch) -> None:
+    kept = Kept(tmp_path)
+    assert kept.get("a", {}, lambda: 1) == kept.get("a", {}, lambda: 2) == 1
+    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    assert kept.get("a", {}, lambda: 2) == 2
 
 
 def test_undefined_numbers_keep_their_reason_and_lose_their_interval() -> None:
@@ -442,3 +532,59 @@ def test_published_encoders_are_looked_at_like_ours(go, tmp_path) -> None:
     for metric in ("linear", "map", "effective_rank", "patch_similarity", "influence_elsewhere"):
         assert len(values(found, metric, "theirs")) == 3 and None not in values(found, metric, "theirs")
     assert len(values(found, "attention_entropy", "theirs")) == 2
+
+
+def test_clips_that_can_no_longer_be_read_are_an_error_and_not_rows_of_zeros() -> None:
+    table = np.ones((4, 1, 1, 1, 2), np.float32)
+    found = Features(np.array([0, 1, 3]), {0: table}, {2: "gone.mp4: no such file"}, Path("x"), "clip")
+    assert Means(found, 0, np.array([0, 3]))[:].shape == (2, 2)
+    with pytest.raises(UserError, match=r"1 of 3 clips could be read before .* gone\.mp4"):
+        Means(found, 0, np.array([0, 2, 3]))
+
+
+def test_means_of_any_slice_equal_those_of_the_whole(monkeypatch) -> None:
+    table = np.random.default_rng(0).standard_normal((9, 2, 3, 1, 4)).astype(np.float32)
+    found = Features(np.arange(9), {0: table}, {}, Path("x"), "clip")
+    rows = np.array([8, 1, 3, 4])
+    whole = table[rows].mean(axis=(1, 2, 3))
+    monkeypatch.setattr("tubelet.inside.footage._AT_ONCE", 3)
+    means = Means(found, 0, rows)
+    np.testing.assert_allclose(means[:], whole, rtol=1e-6)
+    np.testing.assert_allclose(means[1:3], whole[1:3], rtol=1e-6)
+    np.testing.assert_allclose(means[np.array([3, 0])], whole[[3, 0]], rtol=1e-6)
+
+
+def test_time_within_a_part_is_counted_once(tmp_path) -> None:
+    look = Look([], None, Amounts(), Manner(), Kept(tmp_path), tmp_path, 0, Progress())  # type: ignore[arg-type]
+    with look.timed("outer"):
+        time.sleep(0.02)
+        with look.timed("inner"):
+            time.sleep(0.1)
+    assert look.seconds["inner"] >= 0.1 and 0.02 <= look.seconds["outer"] < 0.1
+
+
+def test_every_definition_that_the_page_asks_for_exists() -> None:
+    report = Path(depth_report.__code__.co_filename).parent
+    asked = {
+        name for file in report.glob("*.py") for name in re.findall(r'how\(\["(\w+)"\]\)', file.read_text())
+    }
+    assert asked == {"geometry_vs_gain", "influence", "saturation"} and asked <= DEFINITIONS.keys()
+
+
+def test_names_that_differ_in_signs_alone_keep_their_own_pictures(go, small, tmp_path) -> None:
+    other = saved(model(7), tmp_path, "other")
+    found = go(
+        small, other, names=["end to end", "end-to-end"], skip=("gratings", "occdrop", "tokens", "saturation")
+    )
+    pictures = [tmp_path / "out" / entry["picture"] for entry in found["influence"]]
+    assert len({file.read_bytes() for file in pictures}) == 2
+    go(small, names=["end to end"], skip=("gratings", "occdrop", "tokens", "saturation"))
+    assert len(list((tmp_path / "out" / "influence").iterdir())) == 1  # the other's is gone
+
+
+def test_what_cannot_be_concluded_is_said(go, small, data) -> None:
+    skip = ("gratings", "tokens", "influence", "spectrum")
+    found = go(small, skip=(*skip, "decodability"), layers=[0, 1])
+    notes = " ".join(found["about"]["notes"])
+    assert "the test clips come from 6 groups" in notes
+    assert "the last layer was not looked at" in notes and "decodability was skipped" in notes

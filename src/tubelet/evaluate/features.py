@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -328,8 +329,9 @@ class _Job:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            console=(console := Console(stderr=True)),
             transient=True,
-            disable=not progress or not len(todo),
+            disable=not progress or not len(todo) or not console.is_terminal,
         )
         files = {
             reading: _create(folder / f"layer{reading.name}.npy", (len(state), *shape), dtype)

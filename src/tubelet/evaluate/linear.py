@@ -25,7 +25,9 @@ CS = (
 )  # inverse strengths of the L2 penalty, on standardised features
 DEFAULT_C = 1e-2  # where there are too few clips to choose
 FOLDS = 3  # of the training clips, to choose C on
-SMALL = 2**24  # numbers in a table; fits on smaller ones take one thread, as several would mostly wait for each other
+SMALL = (
+    2**24
+)  # numbers in a table; fits on smaller ones take one thread, as several would mostly wait for each other
 
 
 class LinearProbe:

@@ -149,14 +149,17 @@ def macro_recall(label: np.ndarray, correct: np.ndarray) -> float:
     return float(np.mean([correct[label == c].mean() for c in np.unique(label)]))
 
 
-def estimates(answers: Answers, group: np.ndarray | None, seed: int = 0) -> dict[str, Estimate]:
+def estimates(
+    answers: Answers, group: np.ndarray | None, seed: int = 0, metrics: Sequence[str] | None = None
+) -> dict[str, Estimate]:
     """Every metric that is defined on the clips: mean over draws, interval over groups, sd over draws.
 
     answers: of one encoder. group: [clips of the task] of names; None treats every clip as a group of its own.
-    Metrics of folds are of all folds' clips together; scores of several probes are then ranked in one list.
+    metrics: only these of the answers' own. Metrics of folds are of all folds' clips together; scores of several
+    probes are then ranked in one list.
     """
     found = {}
-    for metric, made in resample(answers, group, answers.metrics, seed).items():
+    for metric, made in resample(answers, group, metrics or answers.metrics, seed).items():
         if not np.isfinite(made.values).all():
             continue  # R² of equal values, AUROC of one class
         low, high = interval(made.value, made.resamples, metric, lowest=0.0)
@@ -197,7 +200,7 @@ def resample(
     places = [np.searchsorted(names, p.clip if group is None else group[p.clip]) for p in parts]
     tables = {metric: np.zeros(_resamples(metric, answers)) for metric in metrics}
     done = 0
-    for weight in _weights(len(names), max(map(len, tables.values())), len(answers.clip), seed):
+    for weight in group_draws(len(names), max(map(len, tables.values())), len(answers.clip), seed):
         for part, place in zip(parts, places, strict=True):
             drawn = weight[:, place]  # [resamples, clips]
             for metric, table in tables.items():
@@ -245,8 +248,11 @@ def _resamples(metric: str, answers: Answers) -> int:
     return min(RESAMPLES, max(FEW_RESAMPLES, int(WORK / answers.scores.size)))
 
 
-def _weights(groups: int, count: int, clips: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn, in ``count`` draws of as many groups with replacement: chunks of rows."""
+def group_draws(groups: int, count: int, clips: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn, in ``count`` draws of as many groups with replacement: float64 [some, groups].
+
+    Chunk by chunk, so that neither [count, groups] nor [count, clips] is ever held.
+    """
     generator = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // max(groups, clips))
     for start in range(0, count, chunk):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.data.manifest import Video
-from tubelet.evaluate.metrics import RESAMPLES
+from tubelet.evaluate.metrics import RESAMPLES, group_draws
 from tubelet.evaluate.noise import Interval
 from tubelet.evaluate.tasks import Task, folds
 from tubelet.files import write_json
@@ -71,11 +71,16 @@ def retrieval(
     that is searched stays.
     Raises ValueError if features are not finite, or if no clip has another of its class.
     """
-    found = ask(features, label, group)
+    cluster = next((one for one in (resampled, group) if one is not None), None)
+    return summary(ask(features, label, group), cluster, seed)
+
+
+def summary(found: Queries, cluster: np.ndarray | None = None, seed: int = 0) -> Retrieval:
+    """Means over the queries that were asked. cluster: [q], the groups that intervals draw again (None: queries)."""
     asked, values = found.asked, found.values[found.asked]
-    cluster = next(one for one in (resampled, group, np.arange(len(features))) if one is not None)
+    groups = np.arange(len(asked)) if cluster is None else cluster
     means = values.mean(axis=0)
-    low, high = _interval(values, cluster[asked], seed)
+    low, high = _interval(values, groups[asked], seed)
     names = ["map", *(f"hit@{k}" for k in KS), *(f"recall@{k}" for k in KS)]
     return Retrieval(
         map=float(means[0]),
@@ -276,7 +281,8 @@ def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[np.nd
     n = len(names)
     sums = np.zeros((n, values.shape[1]))
     np.add.at(sums, place, values)
-    weight = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    means = (weight @ sums) / (weight @ np.bincount(place, minlength=n))[:, None]
+    counts = np.bincount(place, minlength=n)
+    draws = group_draws(n, RESAMPLES, len(values), seed)
+    means = np.concatenate([(weight @ sums) / (weight @ counts)[:, None] for weight in draws])
     low, high = np.quantile(means, (0.025, 0.975), axis=0)
     return low, high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,11 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tubelet.errors import UserError
 from tubelet.evaluate.features import Reading
+from tubelet.evaluate.metrics import FEW_GROUPS
 from tubelet.evaluate.source import Views
 from tubelet.files import write_json
 from tubelet.inside import definitions, measure
 from tubelet.inside.footage import Asked, Manner, read_footage
-from tubelet.inside.geometry import against_gain
 from tubelet.inside.kept import Kept
 from tubelet.inside.look import Amounts, Look
 from tubelet.inside.subject import Subject, read_subjects
@@ -42,18 +41,21 @@ def analyze(
     amounts: Amounts | None = None,
     manner: Manner | None = None,
     seed: int = 0,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Measures what every layer of ``encoders`` knows of ``data`` and draws it; returns what analysis.json holds.
 
     encoders: what `load_encoder` reads. data: what `read_manifest` reads; without labels, what needs them is left out.
-    out: folder for analysis.json, CSVs, report.html, figures/ and influence/; what was measured there before is not
-    measured again. names: what to call the encoders. layers: to look at (default: all). label, folds, unlabelled: as
-    for `probe`. views: clips of each video; several allow LiDAR.
+    out: folder for analysis.json, CSVs, report.html, figures/ and influence/; what was found there before of tokens,
+    influence, gratings and checkpoints is not computed again, nor are features; what is quick is: probes of DATA's
+    labels, similarity, spectrum. names: what to call the encoders. layers: to look at (default: all). label, folds,
+    unlabelled: as for `probe`. views: clips of each video; several allow LiDAR. command: what the page says was typed.
 
     One forward per clip and encoder gives all layers' features; tokens, attention and influence are of a sample;
     OccDrop, gratings and checkpoints are forwards of their own. Memory: a batch of clips with its tokens; one layer's
-    mean tokens, n x D float32, while its probe is fitted; and what `analysis.similarity` and `analysis.spectrum` say of
-    themselves, which does not grow with n. On disk, in the cache: 8 n D bytes for each layer (gratings: 4).
+    mean tokens, n x D float32 (about four times that while its probe is fitted, in double precision); the probes'
+    answers, a byte for each test clip and class of each layer; and what `analysis.similarity` and `analysis.spectrum`
+    say of themselves, which does not grow with n. On disk, in the cache: 8 n D bytes for each layer (gratings: 4).
     Raises UserError for whatever is wrong with encoders, data or knobs, before anything is decoded where that can be
     known.
     """
@@ -67,7 +69,7 @@ def analyze(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     )
     with bars as progress:
-        look = Look(subjects, footage, amounts, manner, Kept(out / "parts"), out, seed, progress)
+        look = Look(subjects, footage, amounts, manner, Kept(out / "parts"), out, seed, progress, command)
         _extract(look)
         found = _measure(look, _asked(look), saved)
     write_json(out / "analysis.json", found)
@@ -124,10 +126,12 @@ def _asked(look: Look) -> Asked:
         )
         return asked
     look.notes += asked.task.notes
-    if asked.task.group is None:
+    if asked.clusters is None:
         look.notes.append(
             "no group column: clips of one source may lie in train and test, and intervals are per clip"
         )
+    elif (groups := len(set(asked.clusters))) < FEW_GROUPS:
+        look.notes.append(f"the test clips come from {groups} groups: take the intervals as rough")
     return asked
 
 
@@ -143,19 +147,15 @@ def _measure(look: Look, asked: Asked, saved: Mapping[str, Mapping[int, Path]]) 
     majority = measure.gratings(look)
     saturated = measure.saturated(look, asked)
     followed = measure.followed(look, asked, saved)
-    scatter = {
-        name: [(row.start, row.stop, row.cka, row.gain_map.value) for row in rows if row.gain_map is not None]
-        for name, rows in steps.items()
-    }
     return {
         "about": _about(look, asked),
         "definitions": definitions.told(),
         "encoders": [_described(subject) for subject in look.subjects],
         "layers": look.records.rows,
         "levels": _levels(asked, majority),
-        "transitions": measure.told_transitions(steps, maps),
+        "transitions": steps,
         "maps": measure.told_maps(look, maps),
-        "geometry_vs_gain": against_gain(scatter),
+        "geometry_vs_gain": measure.scatter(look, steps),
         "saturation": saturated,
         "influence": influence,
         "through": followed,
@@ -179,11 +179,11 @@ def _about(look: Look, asked: Asked) -> dict[str, Any]:
             "test": len(asked.tested),
             "folds": len(asked.folds),
             "grouped": task.group is not None,
-            "chance": _chance(asked),
+            "chance": asked.chance,
         }
     return {
         "tubelet": version("tubelet"),
-        "command": " ".join(["tubelet", *sys.argv[1:]]),
+        "command": look.command,
         "seed": look.seed,
         "views": asdict(footage.views),
         "amounts": asdict(look.amounts),
@@ -193,18 +193,19 @@ def _about(look: Look, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _chance(asked: Asked) -> float:
-    """Share of the commonest class among the test clips: what an answer without looking gets."""
-    assert asked.task is not None
-    label = asked.task.label[asked.tested]
-    return float(np.bincount(label).max() / len(label))
-
-
 def _levels(asked: Asked, majority: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     """What answers without looking get, as reference lines."""
     found: list[dict[str, Any]] = []
     if asked.task is not None:
-        found.append({"metric": "linear", "target": None, "name": "commonest class", "value": _chance(asked)})
+        classes = len(np.unique(asked.task.label[asked.tested]))
+        found += [
+            {"metric": metric, "target": None, "name": name, "value": value}
+            for metric, name, value in (
+                ("linear", "commonest class", asked.chance),
+                ("linear_occluded", "commonest class", asked.chance),
+                ("macro_recall", "guessing", 1 / classes),
+            )
+        ]
     for world, shares in majority.items():
         mean = float(np.mean(list(shares.values())))
         found.append({"metric": world, "target": None, "name": "commonest value", "value": mean})

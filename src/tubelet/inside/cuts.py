@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +18,9 @@ from tubelet.inside.records import interval
 from tubelet.nn.vit import ViT
 from tubelet.types import Grid
 
-ROUNDS = 3  # passes of each depth that are timed
-CLIPS = 2  # in each of them
+ROUNDS = 5  # in which every depth has its turn; the fastest counts, as other work on the machine only adds
+CLIPS = 2
+LEAST = 0.05  # seconds of a turn of the whole encoder: small ones pass several times
 
 
 def cuts(
@@ -34,8 +35,8 @@ def cuts(
 
     decoded: layers -> what was read off features that passed the final norm, as `export.truncate` hands them out; None
     if they are constant. Each row: "layers", "score" (top-1 of the linear probe with its interval), "difference" from
-    the whole encoder (paired interval), and the shares of its FLOPs, time (median of alternating passes on this
-    machine) and parameters.
+    the whole encoder (paired interval), and the shares of its FLOPs, time (the fastest of alternating turns on
+    this machine) and parameters.
     """
     task = asked.task
     assert task is not None
@@ -47,7 +48,7 @@ def cuts(
     rows = []
     for k in kept:
         made = decoded[k]
-        score = None if made is None else estimates(made.answers, task.group, seed)["top1"]
+        score = None if made is None else estimates(made.answers, task.group, seed, ("top1",))["top1"]
         apart = None
         if made is not None and whole is not None and k < model.depth:
             apart = difference(made.answers, whole.answers, task.group, "top1", seed)
@@ -68,19 +69,23 @@ def cuts(
 def _seconds(
     model: ViT, geometry: Geometry, depths: Sequence[int], device: torch.device | str
 ) -> dict[int, float]:
-    """Median time of a pass through the first k blocks and the norm, the depths taking turns."""
+    """The fastest turn of the first k blocks and the norm, the depths taking turns."""
     side = geometry.crop_size
     clip = torch.randn(CLIPS, model.channels, geometry.frames, side, side).to(device)
     model.to(device)
-    taken: dict[int, list[float]] = {k: [] for k in depths}
-    for turn in range(ROUNDS + 1):
+
+    def turn(k: int, times: int) -> float:
+        began = time.perf_counter()
+        for _ in range(times):
+            model.layers(clip, [k], normed=True)[k].sum().item()  # waits for a GPU
+        return time.perf_counter() - began
+
+    times = max(1, math.ceil(LEAST / turn(model.depth, 1)))
+    taken = {k: math.inf for k in depths}
+    for _ in range(ROUNDS):
         for k in depths:
-            began = time.perf_counter()
-            out = model.layers(clip, [k], normed=True)[k]
-            out.sum().item()  # waits for a GPU
-            if turn:  # the first warms up
-                taken[k].append(time.perf_counter() - began)
-    return {k: statistics.median(times) for k, times in taken.items()}
+            taken[k] = min(taken[k], turn(k, times))
+    return taken
 
 
 def _flops(model: ViT, geometry: Geometry, layers: int) -> int:

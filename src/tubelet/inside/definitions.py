@@ -192,6 +192,27 @@ DEFINITIONS: dict[str, Definition] = {
         OURS,
     ),
     "gain_map": Definition("gain, mAP", f"The same of retrieval's mAP ({BWSSL}, figure 4c's y axis).", BWSSL),
+    "geometry_vs_gain": Definition(
+        "geometry against gain",
+        "One dot per encoder and step from a layer to the next: linear CKA of the two (across), mAP of the later minus "
+        "mAP of the earlier (up), in shares. Lines: least squares; they leave out the step from the embedding and "
+        "untrained encoders, which the paper does not have.",
+        f"{BWSSL}, figure 4c",
+    ),
+    "influence": Definition(
+        "influence of a patch",
+        "One patch of the picture is set to 0 in all frames of a clip; shown is how much every token changes, "
+        "|z' - z| / |z|, as it leaves its block.",
+        OURS,
+    ),
+    "saturation": Definition(
+        "what fewer layers cost",
+        "The linear probe on the first so many blocks and the final norm, as a cut encoder hands them out, and its "
+        "paired difference from the whole. A block changes nothing measurable if its gains in probe and mAP are within "
+        "the noise and its CKA, read through the norm, is above that of the nearest steps beyond the noise. Time: the "
+        "fastest of five alternating turns of two clips on this machine.",
+        f"ours, after {BWSSL}",
+    ),
     "cka_with_final": Definition(
         "linear CKA with the end of the run",
         "How alike a layer at a checkpoint orders the clips as the same layer does when training is over.",

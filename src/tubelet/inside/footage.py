@@ -22,6 +22,8 @@ from tubelet.evaluate.source import Source, VideoSource, Views
 from tubelet.evaluate.tasks import Fold, Task, folds, read_task, take_label
 from tubelet.export.weights import Encoder, Geometry
 
+_AT_ONCE = 4096  # rows whose views are held at once
+
 
 @dataclass(frozen=True)
 class Manner:
@@ -51,10 +53,19 @@ class Manner:
 
 
 class Means:
-    """Rows [n, D] of a table of features, views averaged as they are read; see `analysis.similarity.Rows`."""
+    """Rows [n, D] of one layer's features, views averaged as they are read; see `analysis.similarity.Rows`.
 
-    def __init__(self, table: np.ndarray, rows: np.ndarray):
-        self.table, self.rows = table, rows  # [videos, crops, segments, 1, D] memory-mapped; int64 [n]
+    rows: int64 [n], of the source. Raises UserError if one of them could not be read when the features were made.
+    """
+
+    def __init__(self, found: Features, layer: int, rows: np.ndarray):
+        if len(gone := np.setdiff1d(rows, found.rows)):
+            why = found.excluded.get(int(gone[0]), "no reason was kept")
+            raise UserError(
+                f"{len(gone)} of {len(rows)} clips could be read before and cannot be any more; the first: {why}; "
+                "bring the files back, or scan the data again"
+            )
+        self.table, self.rows = found.tables[layer], rows  # [videos, crops, segments, 1, D], memory-mapped
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,22 +73,25 @@ class Means:
         return len(self.rows), self.table.shape[-1]
 
     def __getitem__(self, chosen: Any, /) -> np.ndarray:
-        """float32 [len, D] of the chosen of the n rows."""
-        picked = self.rows[chosen]
-        return self.table[picked].mean(axis=(-4, -3, -2), dtype=np.float32)
+        """float32 [len, D] of the chosen of the n rows, some of which at a time are held with all their views."""
+        picked = np.atleast_1d(self.rows[chosen])
+        out = np.empty((len(picked), self.table.shape[-1]), np.float32)
+        for start in range(0, len(picked), _AT_ONCE):
+            part = self.table[picked[start : start + _AT_ONCE]]
+            out[start : start + _AT_ONCE] = part.mean(axis=(1, 2, 3), dtype=np.float32)
+        return out
 
 
 @dataclass(frozen=True)
 class Footage:
     """The videos of DATA, and the task that their labels make.
 
-    label: the column that labels come from. count: folds, 0 for the list's own split. views: clips per video. labelled:
-    whether there are labels at all; without, nothing that needs them is measured.
+    count: folds, 0 for the list's own split. views: clips per video. labelled: whether there are labels at all;
+    without, nothing that needs them is measured.
     """
 
     manifest: Manifest
     videos: Sequence[Video]
-    label: str | None
     count: int
     unlabelled: str
     views: Views
@@ -132,6 +146,18 @@ class Asked:
         """The clips that retrieval searches: the test clips of the split, all of folds; places in ``rows``."""
         return np.unique(np.concatenate([fold.test for fold in self.folds]))
 
+    @property
+    def clusters(self) -> np.ndarray | None:
+        """Groups of the clips in ``tested``, which intervals draw again; None if there are none."""
+        return None if self.task is None or self.task.group is None else self.task.group[self.tested]
+
+    @property
+    def chance(self) -> float:
+        """Share of the commonest class among the test clips: what an answer without looking gets."""
+        assert self.task is not None
+        label = self.task.label[self.tested]
+        return float(np.bincount(label).max() / len(label))
+
     def digest(self) -> str:
         """16 hex digits over rows, labels and folds."""
         assert self.task is not None
@@ -165,7 +191,7 @@ def read_footage(
     manifest = read_manifest(data)
     videos = manifest.videos if label is None else take_label(manifest.videos, label, str(manifest.source))
     labelled = label is not None or any(video.label for video in videos)
-    footage = Footage(manifest, videos, label, count, unlabelled, views or Views(), seed, labelled)
+    footage = Footage(manifest, videos, count, unlabelled, views or Views(), seed, labelled)
     footage.task(np.arange(len(videos)))  # mistakes in the labels come before hours of extraction
     return footage
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ FEW = 3  # points that a line needs
 
 
 def against_gain(
-    transitions: Mapping[str, Sequence[tuple[int, int, float, float]]],
+    transitions: Mapping[str, Sequence[tuple[int, int, float, float]]], untrained: Collection[str] = ()
 ) -> dict[str, Any] | None:
     """The scatter and its regressions; None without a point.
 
     transitions: encoder -> (from, to, linear CKA, gain in mAP) of each transition. Returns "points", those where both
     are finite, and "fits": a least-squares line for all points, and for each transition that at least three encoders
-    have, as in the paper; "r" is Pearson's, null where a side is constant.
+    have, as in the paper; "r" is Pearson's, null where a side is constant. The lines leave out the step from the
+    embedding and the encoders ``untrained``, which the paper does not have.
     """
     points = [
         {"encoder": name, "from": start, "to": stop, "cka": cka, "gain": gain}
@@ -28,8 +29,9 @@ def against_gain(
     ]
     if not points:
         return None
-    groups = {"all": points}
-    for point in points:
+    fitted = [point for point in points if point["from"] and point["encoder"] not in untrained]
+    groups = {"all": fitted}
+    for point in fitted:
         groups.setdefault(f"{point['from']} -> {point['to']}", []).append(point)
     fits = [fit for name, group in groups.items() if (fit := _fit(name, group)) is not None]
     return {"points": points, "fits": fits}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tubelet.evaluate import features
 from tubelet.files import write_json
 
 VERSION = 1  # raise it when numbers change for the same inputs
@@ -23,18 +24,20 @@ class Kept:
     def get(self, what: str, about: dict[str, Any], make: Callable[[], Any]) -> Any:
         """What ``make`` returns, a JSON value, or what it returned before for the same ``about``.
 
-        what: a word for the file's name. about: everything that the value depends on, as JSON. A file that is damaged
-        or of another version is made again.
+        what: a word for the file's name. about: everything that the value depends on, as JSON; how features are
+        computed is added. A file that is damaged or of another version is made again. JSON as Python writes it: what is
+        not a number stays NaN.
         """
-        about = json.loads(json.dumps({"version": VERSION, "what": what, **about}, sort_keys=True))
+        versions = {"version": VERSION, "features": features.VERSION}
+        about = json.loads(json.dumps({**versions, "what": what, **about}, sort_keys=True))
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         file = self.folder / f"{what}-{key}.json"
         if file.is_file():
             try:
                 saved = json.loads(file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError:
-                saved = {}
-            if saved.get("about") == about:
+            except ValueError:  # neither JSON nor text
+                saved = None
+            if isinstance(saved, dict) and saved.get("about") == about and "found" in saved:
                 return saved["found"]
         found = make()
         write_json(file, {"about": about, "found": found})

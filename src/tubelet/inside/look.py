@@ -29,6 +29,7 @@ PARTS = (
     "gratings",
     "saturation",
 )
+LEAST_GRATINGS = 96  # fewer, and some value of some target occurs less than once in each of three folds
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,13 @@ class Amounts:
         for name in self.skip:
             if name not in PARTS:
                 raise UserError(f'skip="{name}" is unknown{nearest(name, PARTS)} (known: {", ".join(PARTS)})')
-        for name in ("token_clips", "influence_clips", "grating_clips"):
+        for name, least in (("token_clips", 1), ("influence_clips", 1), ("grating_clips", LEAST_GRATINGS)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}: must be at least 1; to leave a part out, name it in skip")
+            if value is not None and value < least:
+                raise UserError(
+                    f"{name}={value}: must be at least {least}; to leave that part out, use skip={name.split('_')[0]}"
+                    f"{'s' if name != 'influence_clips' else ''}"
+                )
 
     def has(self, part: str) -> bool:
         """Whether a part is to be measured."""
@@ -75,10 +79,12 @@ class Look:
     out: Path
     seed: int
     progress: Progress
+    command: str | None = None
     features: dict[str, dict[bool, Features]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     records: Records = field(default_factory=Records)
+    _within: list[float] = field(default_factory=list)  # seconds of finished parts within each part under way
 
     @contextmanager
     def part(self, what: str, total: float) -> Iterator[Callable[[float], None]]:
@@ -92,12 +98,16 @@ class Look:
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Adds the time that a part takes to ``seconds``."""
+        """Adds the time that a part takes to ``seconds``, less that of parts within it."""
         began = time.perf_counter()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+            took, inner = time.perf_counter() - began, self._within.pop()
+            self.seconds[what] = self.seconds.get(what, 0.0) + took - inner
+            if self._within:
+                self._within[-1] += took
 
     @contextmanager
     def no_bar(self, what: str) -> Iterator[None]:
@@ -109,7 +119,7 @@ class Look:
 
     def means(self, subject: Subject, layer: int, asked: Asked, normed: bool = False) -> Means:
         """Mean tokens of the clips that count, at one layer."""
-        return Means(self.features[subject.name][normed].tables[layer], asked.rows)
+        return Means(self.features[subject.name][normed], layer, asked.rows)
 
     def source(self, subject: Subject) -> VideoSource:
         """The videos as this encoder wants them."""

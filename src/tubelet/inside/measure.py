@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -17,15 +16,17 @@ from tubelet.analysis.occlusion import Occluded, occdrop
 from tubelet.analysis.similarity import SimilarityMap, linear_cka, similarity_map
 from tubelet.analysis.spectrum import lidar, spectrum
 from tubelet.evaluate.features import Reading
-from tubelet.evaluate.metrics import top1
+from tubelet.evaluate.metrics import Predictions, estimates, resample
+from tubelet.evaluate.noise import Interval
 from tubelet.evaluate.source import VideoSource
 from tubelet.files import replace_file
 from tubelet.inside import decoding, tokens, worlds
 from tubelet.inside.cuts import cuts
 from tubelet.inside.footage import Asked, Means
+from tubelet.inside.geometry import against_gain
 from tubelet.inside.look import Look
-from tubelet.inside.records import interval, number
-from tubelet.inside.saturation import Transition, saturation
+from tubelet.inside.records import number
+from tubelet.inside.saturation import Gain, Transition, saturation
 from tubelet.inside.subject import Subject
 from tubelet.inside.through import through
 from tubelet.nn.vit import ViT
@@ -34,6 +35,9 @@ from tubelet.report.heatmap import influence_picture
 Decodings = dict[str, dict[int, decoding.Decoded | None]]
 Maps = dict[tuple[str, str], SimilarityMap]
 MAPS = {"cka_linear": "linear", "cka_debiased": "debiased", "cka_rbf": "rbf"}
+UNUSED = "infinite: the clips leave directions unused (always, if they are no more than channels)"
+ZERO = "some clip's features are zero, which has no direction"
+UNSEEN = "on whole clips the probe is not better than guessing, so there is nothing to lose"
 
 
 def decodability(look: Look, asked: Asked) -> Decodings:
@@ -79,43 +83,32 @@ def _steps(advance: Callable[[float], None]) -> Callable[[float], None]:
     return tell
 
 
-def transitions(look: Look, asked: Asked, decoded: Decodings, maps: Maps) -> dict[str, list[Transition]]:
+def transitions(look: Look, asked: Asked, decoded: Decodings, maps: Maps) -> list[dict[str, Any]]:
     """From each layer to the next that was looked at: how alike they are, and what is gained."""
-    found: dict[str, list[Transition]] = {}
+    told: list[dict[str, Any]] = []
     with look.timed("gains"):
         for subject in look.subjects:
-            own = maps.get((subject.name, subject.name))
-            rows = []
+            own, found = maps.get((subject.name, subject.name)), decoded.get(subject.name, {})
             for place, (start, stop) in enumerate(pairwise(subject.layers)):
-                cka = math.nan if own is None else float(own.linear[place, place + 1])
-                gained = (None, None)
-                if subject.name in decoded:
-                    gained = decoding.gains(decoded[subject.name], start, stop, asked, look.seed)
-                rows.append(Transition(start, stop, cka, *gained))
-            found[subject.name] = rows
-    return found
-
-
-def told_transitions(found: Mapping[str, list[Transition]], maps: Maps) -> list[dict[str, Any]]:
-    """Transitions as analysis.json has them."""
-    told = []
-    for name, rows in found.items():
-        own = maps.get((name, name))
-        for place, row in enumerate(rows):
-            alike = (
-                {} if own is None else {m: getattr(own, which)[place, place + 1] for m, which in MAPS.items()}
-            )
-            told.append(
-                {
-                    "encoder": name,
-                    "from": row.start,
-                    "to": row.stop,
-                    **{metric: number(float(value)) for metric, value in alike.items()},
-                    "gain_linear": interval(row.gain_linear),
-                    "gain_map": interval(row.gain_map),
-                }
-            )
+                row: dict[str, Any] = {"encoder": subject.name, "from": start, "to": stop}
+                if own is not None:
+                    row |= {
+                        m: number(float(getattr(own, name)[place, place + 1])) for m, name in MAPS.items()
+                    }
+                gained = decoding.gain(found.get(stop), found.get(start), asked, look.seed)
+                told.append(row | decoding.record_gain(gained))
     return told
+
+
+def scatter(look: Look, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Geometry against gain, see `inside.geometry`."""
+    by_name: dict[str, list[tuple[int, int, float, float]]] = {s.name: [] for s in look.subjects}
+    for row in steps:
+        gained, cka = (row["gain_map"] or {}).get("value"), row.get("cka_linear")
+        if gained is not None and cka is not None:
+            by_name[row["encoder"]].append((row["from"], row["to"], cka, gained))
+    untrained = {s.name for s in look.subjects if s.untrained}
+    return against_gain(by_name, untrained)
 
 
 def told_maps(look: Look, maps: Maps) -> list[dict[str, Any]]:
@@ -199,7 +192,7 @@ def influence(look: Look, asked: Asked) -> list[dict[str, Any]]:
     rows = tokens.sample(asked.rows, look.amounts.influence_clips, look.seed)
     told = []
     with look.part("influence of patches", len(look.subjects) * len(rows)) as advance:
-        for subject in look.subjects:
+        for turn, subject in enumerate(look.subjects):
             source = look.source(subject)
             reaches: dict[str, list[list[float]]] = {}
             for place_number, row in enumerate(rows.tolist()):
@@ -211,7 +204,7 @@ def influence(look: Look, asked: Asked) -> list[dict[str, Any]]:
                 found = look.kept.get("influence", about, make)
                 for layer, reach in found["reach"].items():
                     reaches.setdefault(layer, []).append(reach)
-                file = f"influence/{_slug(subject.name)}-{place_number}.png"
+                file = f"influence/{turn}-{place_number}.png"
                 frame = np.frombuffer(base64.b64decode(found["frame"]), np.uint8).reshape(found["shape"])
                 place = (found["place"][0], found["place"][1])
                 picture = influence_picture(frame, np.array(found["change"]), place, found["layers"])
@@ -233,12 +226,20 @@ def influence(look: Look, asked: Asked) -> list[dict[str, Any]]:
                 ):
                     mean = float(np.mean(value))
                     look.records.add(subject.name, int(layer), metric, mean, undefined="no token changes")
+    for file in (look.out / "influence").glob("*.png"):  # of an earlier analysis of more
+        if not any(entry["picture"] == f"influence/{file.name}" for entry in told):
+            file.unlink()
     return told
 
 
 def occluded(look: Look, asked: Asked, decoded: Decodings) -> None:
     """OccDrop on the data's labels: the probe fitted anew on clips of which one patch is left."""
-    if asked.task is None or not (look.amounts.has("occdrop") and decoded):
+    if asked.task is None or not look.amounts.has("occdrop"):
+        return
+    if not decoded:
+        look.notes.append(
+            "OccDrop of the data's labels compares with the linear probe, and decodability was skipped"
+        )
         return
     for subject in look.subjects:
         source = Occluded(look.source(subject), subject.encoder.model.patch, look.seed)
@@ -247,22 +248,38 @@ def occluded(look: Look, asked: Asked, decoded: Decodings) -> None:
             found = look.manner.extract(subject.encoder, source, readings, "one-patch features")[False]
         with look.part("probes of one-patch clips", len(subject.layers)) as advance:
             for k in subject.layers:
-                features = Means(found.tables[k], asked.rows)[:]
-                whole = decoded[subject.name][k]
-                score = math.nan
-                if not decoding.constant(features):
-                    answers = decoding.linear(features, asked.task, asked.folds)
-                    score = top1(answers.label, answers.correct)
-                drop = (
-                    math.nan
-                    if whole is None
-                    else occdrop(top1(whole.answers.label, whole.answers.correct), score)
-                )
-                look.records.add(subject.name, k, "linear_occluded", score, undefined=decoding.CONSTANT)
-                look.records.add(
-                    subject.name, k, "occdrop", drop, undefined="one of the two accuracies is undefined"
-                )
+                one_patch = decoding.decode_linear(Means(found, k, asked.rows)[:], asked)
+                _record_drop(look, asked, subject.name, k, decoded[subject.name][k], one_patch)
                 advance(1)
+
+
+def _record_drop(
+    look: Look,
+    asked: Asked,
+    name: str,
+    layer: int,
+    whole: decoding.Decoded | None,
+    one_patch: Predictions | None,
+) -> None:
+    """The score on one patch, and OccDrop with its paired interval."""
+    assert asked.task is not None
+    score = None
+    if one_patch is not None:
+        score = estimates(one_patch, asked.task.group, look.seed, ("top1",))["top1"]
+    look.records.add(name, layer, "linear_occluded", score, undefined=decoding.CONSTANT)
+    if whole is None or one_patch is None:
+        look.records.add(name, layer, "occdrop", None, undefined=decoding.CONSTANT)
+        return
+    before, after = (
+        resample(answers, asked.task.group, ["top1"], look.seed)["top1"]
+        for answers in (whole.answers, one_patch)
+    )
+    if np.quantile(before.resamples, 0.025) <= asked.chance:
+        look.records.add(name, layer, "occdrop", None, undefined=UNSEEN)
+        return
+    low, high = np.quantile((before.resamples - after.resamples) / before.resamples, (0.025, 0.975))
+    drop = occdrop(before.value, after.value)
+    look.records.add(name, layer, "occdrop", Interval(drop, float(low), float(high)))
 
 
 def gratings(look: Look) -> dict[str, dict[str, float]]:
@@ -275,6 +292,11 @@ def gratings(look: Look) -> dict[str, dict[str, float]]:
         taken = [min(look.amounts.grating_clips, count) for count in whole_world]
         look.notes.append(
             f"gratings: {taken[0]:,} of {whole_world[0]:,} single and {taken[1]:,} of {whole_world[1]:,} double ones"
+        )
+    if look.amounts.integer_labels:
+        look.notes.append(
+            "the gratings' labels were cut to integers, as the paper's released code does: contrast has two values, "
+            "80 % of the clips in one"
         )
     for subject in look.subjects:
         for world in worlds.WORLDS:
@@ -317,13 +339,19 @@ def saturated(look: Look, asked: Asked) -> list[dict[str, Any]]:
                         start,
                         stop,
                         linear_cka(*(look.means(subject, k, asked, normed=True) for k in (start, stop))),
-                        *decoding.gains(decoded, start, stop, asked, look.seed),
+                        _gain(decoded[stop], decoded[start], look, asked),
                     )
                     for start, stop in pairwise(subject.layers)
-                ]
+                ],
+                {k: _gain(found, decoded.get(subject.depth), look, asked) for k, found in decoded.items()},
+                subject.depth,
             )
             rows = []
-            if isinstance(subject.encoder.model, ViT) and subject.depth in subject.layers:
+            if subject.depth not in subject.layers:
+                look.notes.append(
+                    f"{subject.name}: the last layer was not looked at, so what fewer layers cost cannot be said"
+                )
+            elif isinstance(subject.encoder.model, ViT):
                 rows = cuts(
                     subject.encoder.model,
                     subject.encoder.geometry,
@@ -343,6 +371,13 @@ def saturated(look: Look, asked: Asked) -> list[dict[str, Any]]:
                 }
             )
     return told
+
+
+def _gain(
+    one: decoding.Decoded | None, other: decoding.Decoded | None, look: Look, asked: Asked
+) -> Gain | None:
+    found = decoding.gain(one, other, asked, look.seed)
+    return None if found is None else Gain(*found)
 
 
 def followed(
@@ -369,8 +404,3 @@ def followed(
                     )
                 )
     return told
-
-
-def _slug(name: str) -> str:
-    """A name as part of a file's."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "encoder"

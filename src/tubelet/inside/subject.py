@@ -25,6 +25,11 @@ class Subject:
         """Number of blocks."""
         return self.encoder.model.depth
 
+    @property
+    def untrained(self) -> bool:
+        """Whether it is there to be compared with: random weights, or raw pixels."""
+        return self.spec.partition(":")[0] in ("random", "pixels")
+
 
 def read_subjects(
     specs: Sequence[str], names: Sequence[str] | None = None, layers: Sequence[int] | None = None

@@ -26,18 +26,21 @@ SETTLED = 0.95  # linear CKA with the end of the run from which on a layer count
 def checkpoints_of(subject: Subject, wanted: str) -> dict[int, Path]:
     """step -> checkpoint of the run that ``subject`` is, ascending.
 
-    wanted: "all", or steps such as "100,200". Raises UserError for steps that were not kept, or words that are none.
+    wanted: "all", or steps such as "100,200". Empty for what is no run, or kept none. Raises UserError for steps that a
+    run did not keep, or words that are none.
     """
     there = {checkpoint.step_of(path): path for path in checkpoint.found(Path(subject.spec) / "checkpoints")}
     if wanted == "all":
         return dict(sorted(there.items()))
     if not all(word.strip().isdigit() for word in wanted.split(",")):
         raise UserError(f'checkpoints={wanted}: "all", or steps such as 100,200')
+    if not there:
+        return {}
     steps = sorted({int(word) for word in wanted.split(",")})
     if missing := [step for step in steps if step not in there]:
         raise UserError(
             f"checkpoints={wanted}: {subject.spec} has no checkpoint of step {missing[0]}; there are "
-            f"{', '.join(map(str, sorted(there))) or 'none (train with --keep-every N)'}"
+            f"{', '.join(map(str, sorted(there)))}"
         )
     return {step: there[step] for step in steps}
 
@@ -56,7 +59,7 @@ def through(
 
     final: features of the encoder at the end, before the norm. The rows are lists over layers of lists over steps. A
     layer has settled at the first checkpoint from which on its CKA with the end stays at `SETTLED` or more (null: not
-    before the last one).
+    before the last checkpoint).
     """
     source = footage.of(subject.encoder.geometry, manner.frame_cache)
     series: dict[str, list[list[float | None]]] = {
@@ -75,9 +78,9 @@ def through(
 
         def measure(encoder: Any = encoder, step: int = step) -> list[list[float | None]]:
             readings = [Reading(k, False) for k in subject.layers]
-            tables = manner.extract(encoder, source, readings, f"features at step {step:,}")[False].tables
+            made = manner.extract(encoder, source, readings, f"features at step {step:,}")[False]
             return [
-                _measure(Means(tables[k], asked.rows), Means(final.tables[k], asked.rows), asked, seed)
+                _measure(Means(made, k, asked.rows), Means(final, k, asked.rows), asked, seed)
                 for k in subject.layers
             ]
 
@@ -103,13 +106,16 @@ def through(
 
 
 def settled(steps: Sequence[int], alike: Sequence[float | None]) -> int | None:
-    """The first of ``steps`` from which on every value is at least `SETTLED`; None if the last is not."""
+    """The first of ``steps`` from which on every value is at least `SETTLED`.
+
+    None if that holds of the last alone, which may be the very end that it is compared with.
+    """
     since = None
     for step, value in zip(reversed(steps), reversed(alike), strict=True):
         if value is None or value < SETTLED:
             break
         since = step
-    return since
+    return None if since == steps[-1] else since
 
 
 def _measure(rows: Means, end: Means, asked: Asked, seed: int) -> list[float | None]:

@@ -59,9 +59,7 @@ def _probe(
             found = look.manner.extract(subject.encoder, source, _readings(layers), f"features of {what}")[
                 False
             ]
-        return asdict(
-            probe_targets(Means(found.tables[layer], found.rows)[:], labels, workers=look.manner.workers)
-        )
+        return asdict(probe_targets(Means(found, layer, found.rows)[:], labels, workers=look.manner.workers))
 
     scores = {}
     with look.part(f"probes of {what}, {subject.name}", len(layers)) as advance:

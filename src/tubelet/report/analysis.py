@@ -22,7 +22,7 @@ SCORES = (  # shares that are shown in percent
     "linear_occluded",
 )
 CKA = ("cka_linear", "cka_debiased", "cka_rbf")
-_CHANCE = ("linear", "macro_recall", "linear_occluded")  # the metrics that about.data.chance is the level of
+_CHANCE = ("linear", "linear_occluded")  # the metrics that about.data.chance is the level of
 # Every entry of a list in analysis.json has these; what else it has is looked up where it is used.
 _ENTRIES: dict[str, dict[str, type | tuple[type, ...]]] = {
     "encoders": {"name": str, "depth": int},
