@@ -62,10 +62,10 @@ def test_a_decoder_that_is_gone_is_broken_and_exit_code_1(monkeypatch):
 
 
 def test_printing_shows_cures_with_their_brackets():
-    checks = [doctor.Check("extra", "note", "not installed", "pip install 'tubelet[parquet]'")]
+    checks = [doctor.Check("extra", "note", "not installed", "pip install 'tubelet[search]'")]
     out = io.StringIO()
     assert doctor.print_checks(checks, Console(file=out, width=100)) == 0
-    assert "pip install 'tubelet[parquet]'" in out.getvalue()
+    assert "pip install 'tubelet[search]'" in out.getvalue()
     assert "tubelet can work here" in out.getvalue()
 
 

@@ -344,6 +344,83 @@ def _numbers(word: str) -> list[int]:
     return [int(part) for part in word.split(",")]
 
 
+def _add_embed(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="vectors of sliding windows over videos of any length")
+    parser.add_argument(
+        "encoder",
+        metavar="ENCODER",
+        help="run folder, encoder/ folder, checkpoint, published weights, random:vit_tiny, pixels or pixels:RUN",
+    )
+    parser.add_argument("--data", required=True, help="manifest, list, folder of videos, or one video")
+    parser.add_argument(
+        "--out", required=True, help="folder to write; an interrupted run goes on in it when started again"
+    )
+    parser.add_argument(
+        "--window", help="4s for seconds, 64 for frames of the file (default: the encoder's clip)"
+    )
+    parser.add_argument("--stride", help="from one window to the next, as --window (default: the window)")
+    parser.add_argument("--layer", type=int, help="tokens after that many blocks (default: the last)")
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "attentive", "none", "time", "space"),
+        default="mean",
+        help="time: mean over space, times joined; space: mean over time, places joined; none: all tokens "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--head", metavar="FILE", help="trained head for --pool attentive")
+    parser.add_argument(
+        "--segments", type=int, default=1, help="clips along a window's time, averaged (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--crops",
+        type=int,
+        default=1,
+        help="crops along a frame's long side, averaged (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("parquet", "numpy", "both"),
+        default="both",
+        help="vectors in windows.parquet, in vectors.npy, or in both (default: %(default)s)",
+    )
+    parser.add_argument("--fp16", action="store_true", help="store vectors in half precision")
+    parser.add_argument("--which", help='of a run with two encoders: "teacher" or "student"')
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="clips through the encoder at once (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="files decoded at once (default: one per core)")
+
+
+def _embed(chosen: argparse.Namespace) -> int:
+    from tubelet.embed.embed import embed, sentence
+    from tubelet.evaluate.source import Views
+    from tubelet.export.weights import load_encoder
+    from tubelet.train.parallel import resolve_device
+
+    done = embed(
+        load_encoder(chosen.encoder, which=chosen.which),
+        chosen.data,
+        chosen.out,
+        window=chosen.window,
+        stride=chosen.stride,
+        layer=chosen.layer,
+        pool=chosen.pool,
+        head=chosen.head,
+        views=Views(chosen.segments, chosen.crops),
+        kept=chosen.format,
+        fp16=chosen.fp16,
+        batch_size=chosen.batch_size,
+        workers=chosen.workers,
+        device=resolve_device(chosen.device),
+        spec=chosen.encoder,
+        which=chosen.which,
+    )
+    print(sentence(done))
+    print(f"  {done.folder}")
+    return 0
+
+
 def _add_convergence(commands: Any, name: str) -> None:
     parser = commands.add_parser(
         name, help="which blocks of a run had settled at which step (LayerLock's map)"
@@ -395,13 +472,20 @@ def _convergence(chosen: argparse.Namespace) -> int:
 
 
 def _add_analyze(commands: Any, name: str) -> None:
-    parser = commands.add_parser(name, help="a look inside encoders: what each depth knows")
+    parser = commands.add_parser(
+        name,
+        help="a look inside encoders: what each depth knows",
+        description="What every layer of encoders knows: linear probes, retrieval, gratings, similarity of layers, "
+        "single tokens, spectrum, and which blocks change nothing.",
+        epilog="tubelet analyze runs/a random:runs/a --data labels.csv --out runs/look; how to read the report: "
+        "docs/reading_depth.md",
+    )
     parser.add_argument(
         "encoders",
         metavar="ENCODER",
         nargs="+",
-        help="run folder, encoder/ folder, checkpoint, random:vit_tiny, random:RUN, pixels or pixels:RUN; several are "
-        "drawn over each other",
+        help="run folder, encoder/ folder, checkpoint, published V-JEPA or VideoMAE weights, random:vit_tiny, "
+        "random:RUN, pixels or pixels:RUN; several are drawn over each other",
     )
     parser.add_argument(
         "--data", required=True, help="manifest, list or folder; labels are needed for probes"
@@ -483,7 +567,50 @@ def _analyze(chosen: argparse.Namespace) -> int:
             resolve_device(chosen.device),
         ),
         seed=chosen.seed,
+        command=" ".join(["tubelet", *sys.argv[1:]]),
     )
+    return 0
+
+
+def _add_export(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="an encoder as a file that others open, run before it counts")
+    parser.add_argument(
+        "encoder",
+        metavar="ENCODER",
+        help="run folder, encoder/ folder, checkpoint, published file or folder of weights, hf://OWNER/NAME",
+    )
+    parser.add_argument("--out", required=True, help="new folder to write")
+    parser.add_argument(
+        "--to",
+        default="safetensors",
+        help="safetensors: our own folder; hf: one that transformers opens, with a model card; onnx; pt2: "
+        "torch.export's; vjepa2: Meta's layout (default: %(default)s)",
+    )
+    parser.add_argument("--layers", type=int, metavar="K", help="keep the first K blocks and the final norm")
+    parser.add_argument("--which", help='of a run with two encoders: "teacher" or "student"')
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="with --to hf: upload it to the Hugging Face hub"
+    )
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from tubelet.export.hub import check_name, push
+    from tubelet.export.save import export, refuse_filled
+    from tubelet.export.weights import load_encoder
+
+    refuse_filled(Path(chosen.out))
+    if chosen.push is not None:
+        check_name(chosen.push)
+        if chosen.to != "hf":
+            raise UserError(f"push={chosen.push}: the hub gets a folder that transformers opens; add --to hf")
+    encoder = load_encoder(chosen.encoder, which=chosen.which)
+    done = export(encoder, chosen.out, chosen.to, chosen.layers, chosen.encoder)
+    about = done.encoder.provenance
+    print(f"{done.encoder.name}: {done.folder}, {chosen.to}; {done.checked()}")
+    for line in (f"licence of the weights: {about['licence']}; source: {about['source']}", *done.told):
+        print(f"  {line}")
+    if chosen.push is not None:
+        print(f"  {push(done.folder, chosen.push)}")
     return 0
 
 
@@ -620,6 +747,76 @@ def _budgets(text: str) -> tuple[float, ...]:
     return tuple(sorted(float(word) for word in _words(text)))
 
 
+def _add_search(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="what in embedded videos is most like a clip")
+    parser.add_argument("features", metavar="FEATURES", help="folder that tubelet embed has written")
+    parser.add_argument("--query", metavar="FILE", help="a video, in the table or not")
+    parser.add_argument("--start", type=float, help="seconds: where the query begins (default: all of it)")
+    parser.add_argument("--end", type=float, help="seconds: where it ends")
+    parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
+    parser.add_argument("--exact", action="store_true", help="compare all windows, however many there are")
+    parser.add_argument("--evaluate", action="store_true", help="do windows find their class in other files?")
+    parser.add_argument("--head", metavar="FILE", help="the head that the table was pooled by, if it was")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of intervals, and of files drawn (default: %(default)s)"
+    )
+    parser.add_argument("--out", help="folder for the result as CSV, JSON and a page of filmstrips")
+
+
+def _search(chosen: argparse.Namespace) -> int:
+    from tubelet.search.answer import answer, evaluate
+
+    if chosen.evaluate == (chosen.query is not None):
+        raise UserError("give either --query FILE, or --evaluate")
+    if chosen.evaluate:
+        evaluate(chosen.features, chosen.out, chosen.seed)
+        return 0
+    names = ("query", "start", "end", "top", "exact", "out", "device", "head")
+    answer(chosen.features, **{name: getattr(chosen, name) for name in names})
+    return 0
+
+
+def _add_browse(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="a page on this machine to look at embedded videos and play them")
+    parser.add_argument("features", metavar="FEATURES", help="folder that tubelet embed has written")
+    parser.add_argument("--query", metavar="FILE", help="begin with what is like this video")
+    parser.add_argument("--start", type=float, help="seconds: where the query begins (default: all of it)")
+    parser.add_argument("--end", type=float, help="seconds: where it ends")
+    parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
+    parser.add_argument("--head", metavar="FILE", help="the head that the table was pooled by, if it was")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
+
+
+def _browse(chosen: argparse.Namespace) -> int:
+    from tubelet.search.server import browse
+
+    if chosen.query is None and (chosen.start is not None or chosen.end is not None):
+        raise UserError("--start and --end are of a query; give --query FILE too")
+    names = ("port", "query", "start", "end", "top", "device", "head")
+    browse(chosen.features, **{name: getattr(chosen, name) for name in names})
+    return 0
+
+
+def _add_cluster(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="groups of windows that are alike, and the odd ones")
+    parser.add_argument("features", metavar="FEATURES", help="folder that tubelet embed has written")
+    parser.add_argument("--groups", type=int, help="how many (default: by the highest silhouette)")
+    parser.add_argument(
+        "--map", choices=("pca", "tsne"), default="pca", help="the picture (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of samples and starts (default: %(default)s)")
+    parser.add_argument("--out", help="folder to write (default: clusters/ in FEATURES)")
+
+
+def _cluster(chosen: argparse.Namespace) -> int:
+    from tubelet.search.groups import cluster_features
+
+    cluster_features(chosen.features, chosen.out, chosen.groups, chosen.map, chosen.seed)
+    return 0
+
+
 def _add_demo(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="from rendered videos to an evaluated encoder in five minutes")
     parser.add_argument("--out", default="demo", help="folder to write (default: %(default)s)")
@@ -639,7 +836,12 @@ COMMANDS: dict[str, tuple[Callable[[Any, str], None], Callable[[argparse.Namespa
     "scan": (_add_scan, _scan),
     "pretrain": (_add_pretrain, None),
     "probe": (_add_probe, _probe),
+    "embed": (_add_embed, _embed),
     "analyze": (_add_analyze, _analyze),
+    "export": (_add_export, _export),
+    "search": (_add_search, _search),
+    "browse": (_add_browse, _browse),
+    "cluster": (_add_cluster, _cluster),
     "compare": (_add_compare, None),
     "study": (_add_study, None),
     "convergence": (_add_convergence, _convergence),

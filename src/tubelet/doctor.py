@@ -279,7 +279,8 @@ def _disk(folder: Path) -> Check:
 def _extras() -> list[Check]:
     """Optional packages: what is missing, what that means, and the command that brings it."""
     wanted = {
-        "parquet": ("pyarrow", "Parquet lists of videos"),
+        "search": ("faiss", "index for search beyond a million windows"),
+        "export": ("onnxruntime", "export to ONNX (and, with transformers, to Hugging Face's format)"),
         "tensorboard": ("tensorboard", "TensorBoard curves beside metrics.jsonl"),
     }
     checks = []
@@ -287,5 +288,5 @@ def _extras() -> list[Check]:
         if importlib.util.find_spec(package) is None:
             checks.append(Check(extra, "note", f"not installed: no {use}", f"pip install 'tubelet[{extra}]'"))
         else:
-            checks.append(Check(extra, "ok", f"{package} {version(package)}: {use}"))
+            checks.append(Check(extra, "ok", f"{package}: {use}"))
     return checks

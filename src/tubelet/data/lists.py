@@ -90,13 +90,9 @@ def _json_lines(path: Path) -> Rows:
 
 
 def _parquet(path: Path) -> Rows:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or save the list as CSV"
-        ) from None
+    import pyarrow
+    import pyarrow.parquet  # large, and few lists are Parquet
+
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:

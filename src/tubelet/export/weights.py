@@ -1,14 +1,15 @@
 """The encoder on disk, and back: `encoder/` holds weights (safetensors) and `encoder.json`, nothing else.
 
 Everything after pretraining names an encoder by a string that `load_encoder` understands: a run folder, its
-``encoder/`` folder, one of its checkpoints, a published file or folder of weights, ``random:MODEL`` or ``pixels``.
+``encoder/`` folder, one of its checkpoints, a published file or folder of weights, ``hf://OWNER/NAME``,
+``random:MODEL`` or ``pixels``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from tubelet.errors import UserError, nearest
 from tubelet.export.foreign import is_foreign, read_foreign
 from tubelet.export.geometry import Geometry
+from tubelet.export.hub import SCHEME, pull
 from tubelet.files import replace_folder, write_json
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.tokens import build_positions, name_positions
@@ -57,17 +59,25 @@ def save_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict[
     An earlier ``folder`` is replaced only once the new one is complete. Raises UserError if the disk is full.
     """
     with replace_folder(folder) as new:
-        state = {name: tensor.float() for name, tensor in model.state_dict().items()}
-        write_tensors(new / "model.safetensors", state)
-        about = {
-            "format": FORMAT,
-            "architecture": _architecture(model),
-            "geometry": asdict(geometry),
-            "digest": digest(model),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "provenance": provenance,
-        }
-        write_json(new / "encoder.json", about)
+        write_encoder(model, new, geometry, provenance)
+
+
+def write_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict[str, Any]) -> None:
+    """As `save_encoder`, into a folder that is there: for whoever writes more into it, or looks before it counts.
+
+    Raises OSError if the disk is full.
+    """
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    write_tensors(folder / "model.safetensors", state)
+    about = {
+        "format": FORMAT,
+        "architecture": _architecture(model),
+        "geometry": asdict(geometry),
+        "digest": digest(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "provenance": provenance,
+    }
+    write_json(folder / "encoder.json", about)
 
 
 def load_encoder(
@@ -80,16 +90,22 @@ def load_encoder(
     """The encoder that ``spec`` names, in eval mode on the CPU.
 
     spec: a run folder, an ``encoder/`` folder, a checkpoint folder; a published file or folder of weights
-    (docs/weights.md); ``random:MODEL[@SEED]`` for untrained weights; ``random:RUN[@SEED]`` for untrained weights of
-    that run's architecture and geometry; ``pixels`` or ``pixels:RUN`` for the raw-pixel baseline. geometry:
-    overrides what is stored. which: of a run with several encoders, the one to load, such as "teacher" or "student"
-    (default: the one its method recommends); of a V-JEPA file, "target_encoder", "encoder" or "ema_encoder".
+    (docs/weights.md); ``hf://OWNER/NAME``, such a folder on the Hugging Face hub; ``random:MODEL[@SEED]`` for
+    untrained weights; ``random:RUN[@SEED]`` for untrained weights of that run's architecture and geometry; ``pixels``
+    or ``pixels:RUN`` for the raw-pixel baseline. geometry: overrides what is stored. which: of a run with several
+    encoders, the one to load, such as "teacher" or "student" (default: the one its method recommends); of a V-JEPA
+    file, "target_encoder", "encoder" or "ema_encoder".
     allow_partial, heads: for published weights alone, see `tubelet.export.foreign.read_foreign`.
     Raises UserError if there is nothing to load, if a file is damaged, or if weights do not fit exactly.
     """
     text = str(spec)
     if text.partition(":")[0] in ("random", "pixels"):
         return _untrained(text, geometry)
+    if text.startswith(SCHEME):
+        folder, revision = pull(text)
+        pulled = load_encoder(folder, geometry, which, allow_partial, heads)
+        about = {**pulled.provenance, "source": text, "revision": revision}
+        return replace(pulled, name=text.removeprefix(SCHEME), provenance=about)
     if is_foreign(Path(spec)):
         foreign = read_foreign(Path(spec), which, allow_partial, heads)
         return _finish(foreign.model, geometry or foreign.geometry, foreign.name, foreign.provenance)
@@ -110,7 +126,7 @@ def _find(path: Path, which: str | None) -> Path:
     if not path.exists():
         raise UserError(
             f"{path} does not exist; an encoder is a run folder, an encoder/ folder, a checkpoint, a "
-            f'file or folder of published weights, "random:vit_tiny" or "pixels"'
+            f'file or folder of published weights, "hf://OWNER/NAME", "random:vit_tiny" or "pixels"'
         )
     if (path / "encoder.json").is_file() and which is None:
         return path

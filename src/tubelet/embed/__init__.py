@@ -1,0 +1,1 @@
+"""Features out: the vectors of every window of any number of videos, of any length."""

@@ -1,0 +1,449 @@
+"""A folder of embeddings: a row per window, written as they come, whole or absent, and read back."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+
+from tubelet.errors import UserError
+from tubelet.files import replace_folder, sync, write_json
+
+FORMAT = 1
+ABOUT, WINDOWS, VECTORS, FAILURES = "embeddings.json", "windows.parquet", "vectors.npy", "failures.csv"
+PART = ".part"
+Kept = Literal["parquet", "numpy", "both"]
+KEPT: tuple[Kept, ...] = ("parquet", "numpy", "both")
+GROUP_BYTES = 2**23  # of vectors in a row group of Parquet: what writing and reading hold in memory
+GROUP_ROWS = 4096
+_ROW = np.dtype([("file", "<i8"), ("start", "<f8"), ("end", "<f8")])
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A table of embeddings, a row per window, in the order of the files and of time.
+
+    about: what `embeddings.json` says. file: [N] of str (objects, each path once in memory). start, end: float64
+    [N], seconds after the file's first frame; NaN for images without a rate. label: of the file, None without one.
+    vectors: [N, width], float32 or float16; memory-mapped, or read from Parquet where there is no `vectors.npy`.
+    For pools that keep more than one vector, ``vectors.reshape(-1, *about["shape"])`` tells them apart.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    file: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    label: list[str | None]
+    vectors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+class Done(NamedTuple):
+    """A file that has been dealt with. rows: of the table when it was. seconds: of video. reason: if it failed."""
+
+    rows: int
+    seconds: float
+    reason: str | None
+
+
+def read_embeddings(folder: Path | str) -> Embeddings:
+    """The table in ``folder``; raises UserError if it is missing, unfinished or damaged, naming file and cure."""
+    folder = Path(folder)
+    about = read_about(folder)
+    count, width, dtype = about["windows"], about["width"], np.dtype(about["dtype"])
+    file, start, end, label = _read_windows(folder / WINDOWS)
+    vectors = (
+        _read_npy(folder / VECTORS, (count, width))
+        if (folder / VECTORS).is_file()
+        else _read_column(folder / WINDOWS, count, width, dtype)
+    )
+    for what, rows in ((WINDOWS, len(file)), (VECTORS, len(vectors))):
+        if rows != count:
+            raise _damaged(folder / what, f"{rows} rows instead of {count}")
+    if vectors.shape != (count, width) or vectors.dtype != dtype:
+        raise _damaged(
+            folder / VECTORS, f"{vectors.shape} {vectors.dtype} instead of {(count, width)} {dtype}"
+        )
+    return Embeddings(folder, about, file, start, end, label, vectors)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `embeddings.json` says; raises UserError if it is missing, unfinished or damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; name a folder that tubelet embed has written")
+    path = folder / ABOUT
+    if not path.is_file():
+        if (folder / PART).is_dir():
+            raise UserError(f"{folder} is unfinished; run the same tubelet embed again, and it goes on")
+        raise UserError(f"{folder} holds no {ABOUT}; name a folder that tubelet embed has written")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        made = about["format"]
+        whole = all(isinstance(about[name], int) for name in ("windows", "width")) and np.dtype(
+            about["dtype"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, repr(error)) from error
+    if made != FORMAT or not whole:
+        raise UserError(f"{path} has format {made}, this version reads {FORMAT}; embed again")
+    return about
+
+
+def save_embeddings(
+    folder: Path | str,
+    about: Mapping[str, Any],
+    file: Sequence[str],
+    start: np.ndarray,
+    end: np.ndarray,
+    label: Sequence[str | None],
+    vectors: np.ndarray,
+    kept: Kept = "both",
+) -> None:
+    """Writes a table that is in memory, whole or not at all; an earlier ``folder`` is replaced.
+
+    file, label: [N]. start, end: float64 [N]. vectors: float32 or float16 [N, width]. about: goes into
+    `embeddings.json`, with the numbers that follow from the table. Raises UserError if the disk is full.
+    """
+    assert len(file) == len(start) == len(end) == len(label) == len(vectors) and vectors.ndim == 2
+    names = list(dict.fromkeys(zip(file, label, strict=True)))
+    place = {name: number for number, name in enumerate(names)}
+    rows = np.empty(len(vectors), _ROW)
+    rows["file"] = [place[name] for name in zip(file, label, strict=True)]
+    rows["start"], rows["end"] = start, end
+    counted = {
+        "format": FORMAT,
+        "width": vectors.shape[1],
+        "dtype": str(vectors.dtype),
+        "windows": len(vectors),
+    }
+    with replace_folder(Path(folder)) as new:
+        if kept != "parquet":
+            np.save(new / VECTORS, np.ascontiguousarray(vectors))
+        _write_parquet(new / WINDOWS, rows, [f for f, _ in names], [k for _, k in names], vectors, kept)
+        _write_failures(new / FAILURES, [])
+        write_json(new / ABOUT, {"files": len(names), "failed": 0, "kept": kept, **about, **counted})
+
+
+class Draft:
+    """A table that is being written into ``folder``/.part, and goes on where an earlier one stopped.
+
+    A file counts once all of its rows are on disk; what is beyond the last file that counts is written again.
+    recipe: everything that the numbers depend on, as JSON; another one on the same folder is refused. rows: of the
+    table now. done: the files that count, in order. spent: seconds of work on it before now.
+    Raises UserError for another recipe, a folder that another process writes into, and a full disk.
+    """
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], width: int, dtype: np.dtype) -> None:
+        self.folder, self.part, self.width, self.dtype = folder, folder / PART, width, dtype
+        self.done: list[Done] = []
+        self.spent, self._saved = 0.0, 0
+        self._open: dict[str, BinaryIO] = {}
+        _pyarrow()  # at the end it would be too late to miss it
+        try:
+            with self._room():
+                self.part.mkdir(parents=True, exist_ok=True)
+                self._lock()
+                self._resume(recipe)
+        except BaseException:
+            self.close()
+            raise
+
+    def _resume(self, recipe: dict[str, Any]) -> None:
+        known = self.part / "recipe.json"
+        if known.exists():
+            refuse_other(self.folder, json.loads(known.read_text(encoding="utf-8")), recipe)
+        else:
+            write_json(known, recipe)
+        for name in (VECTORS, "windows.bin", "journal.jsonl"):
+            self._open[name] = (self.part / name).open("r+b" if (self.part / name).exists() else "w+b")
+        self.head = _write_head(self._open[VECTORS], 0, self.width, self.dtype)
+        lines = self._open["journal.jsonl"].read().split(b"\n")
+        whole = [json.loads(line) for line in lines[:-1]]  # after the last newline is nothing, or a torn line
+        while whole and whole[-1]["rows"] > self._there():
+            whole.pop()
+        self.done = [Done(line["rows"], line["seconds"], line["reason"]) for line in whole]
+        self.spent = whole[-1]["spent"] if whole else 0.0
+        self._saved = len(whole)
+        self._open["journal.jsonl"].seek(sum(len(line) + 1 for line in lines[: len(whole)]))
+        self._open["journal.jsonl"].truncate()
+        self._began = time.monotonic()
+        self.rewind(self.done[-1].rows if self.done else 0)
+
+    def _there(self) -> int:
+        """Rows that both files hold."""
+        vectors = os.fstat(self._open[VECTORS].fileno()).st_size - self.head
+        windows = os.fstat(self._open["windows.bin"].fileno()).st_size
+        return min(vectors // (self.width * self.dtype.itemsize), windows // _ROW.itemsize)
+
+    def rewind(self, rows: int) -> None:
+        """Forgets all rows from ``rows`` on, which no file that counts may have."""
+        assert not self.done or rows >= self.done[-1].rows
+        self.rows = rows
+        for name, at in (
+            (VECTORS, self.head + rows * self.width * self.dtype.itemsize),
+            ("windows.bin", rows * _ROW.itemsize),
+        ):
+            self._open[name].seek(at)
+            self._open[name].truncate()
+
+    def append(self, windows: Sequence[tuple[int, float, float]], vectors: np.ndarray) -> None:
+        """windows: number of the file, start and end. vectors: [n, width] of the draft's dtype."""
+        assert vectors.shape == (len(windows), self.width) and vectors.dtype == self.dtype
+        rows = np.array(windows, _ROW)
+        with self._room():
+            self._open[VECTORS].write(np.ascontiguousarray(vectors).tobytes())
+            self._open["windows.bin"].write(rows.tobytes())
+        self.rows += len(windows)
+
+    def count(self, file: Done) -> None:
+        """The next file is complete. It counts from the next `commit` on."""
+        assert file.rows <= self.rows
+        self.done.append(file)
+
+    def commit(self) -> None:
+        """What has been counted is on disk when this returns."""
+        with self._room():
+            for name in (VECTORS, "windows.bin"):
+                self._open[name].flush()
+                os.fsync(self._open[name].fileno())
+            spent = self.elapsed()
+            journal = self._open["journal.jsonl"]
+            for line in self.done[self._saved :]:
+                journal.write(json.dumps({**line._asdict(), "spent": spent}).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        self._saved = len(self.done)
+
+    def elapsed(self) -> float:
+        """Seconds of work, those of interrupted runs included."""
+        return self.spent + time.monotonic() - self._began
+
+    def finish(
+        self,
+        about: Callable[[], dict[str, Any]],
+        files: Sequence[str],
+        labels: Sequence[str | None],
+        kept: Kept,
+    ) -> None:
+        """Makes the drafts a table. about: what to say of it. files, labels: of all files, in order."""
+        with self._room():
+            self.commit()
+            _write_head(self._open[VECTORS], self.rows, self.width, self.dtype)
+            self.close(unlock=False)
+            vectors = _read_npy(self.part / VECTORS, (self.rows, self.width))
+            rows = np.fromfile(self.part / "windows.bin", _ROW)
+            _write_parquet(self.part / WINDOWS, rows, files, labels, vectors, kept)
+            del vectors
+            failed = [(name, one.reason) for name, one in zip(files, self.done, strict=True) if one.reason]
+            _write_failures(self.part / FAILURES, failed)
+            write_json(self.part / ABOUT, {**about(), "windows": self.rows, "kept": kept})
+            for path in self.part.iterdir():
+                sync(path)
+            settle(self.folder)
+        self.close()
+
+    def give_up(self, files: Sequence[str]) -> Path:
+        """Throws the drafts away, and leaves the table of what failed; its path."""
+        failed = [(name, one.reason) for name, one in zip(files, self.done, strict=True) if one.reason]
+        _write_failures(self.folder / FAILURES, failed)
+        self.close()
+        shutil.rmtree(self.part)
+        return self.folder / FAILURES
+
+    def close(self, unlock: bool = True) -> None:
+        """Lets go of the files; what is not committed is lost."""
+        for name in [name for name in self._open if unlock or name != "lock"]:
+            with suppress(OSError):  # on a full disk, closing tries once more to write what is lost
+                self._open.pop(name).close()
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows: two runs into one folder are then the user's to avoid
+            return
+        self._open["lock"] = (self.part / "lock").open("wb")
+        try:
+            fcntl.flock(self._open["lock"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another tubelet embed is writing into {self.folder}; wait for it, or choose another folder"
+            ) from None
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says in plain words that the disk is full, or may not be written to."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"no room left on disk for {self.folder}; free some space and run again: what is there is kept"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+                raise UserError(
+                    f"{self.folder} cannot be written: {error.strerror}; choose a folder you may write to"
+                ) from error
+            raise
+
+
+def settle(folder: Path) -> bool:
+    """Moves finished drafts to their places, if there are any; what a killed run has begun is completed."""
+    part = folder / PART
+    if not (part / ABOUT).is_file():
+        if (folder / ABOUT).is_file():
+            shutil.rmtree(part, ignore_errors=True)  # all was moved already
+        return False
+    kept = json.loads((part / ABOUT).read_text(encoding="utf-8"))["kept"]
+    for name in (VECTORS, WINDOWS, FAILURES, ABOUT):  # the last one makes it a table
+        if (part / name).exists() and (name != VECTORS or kept != "parquet"):
+            os.replace(part / name, folder / name)
+    sync(folder)
+    shutil.rmtree(part)
+    return True
+
+
+def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError, naming what differs, unless the two recipes are the same."""
+    differ = [name for name in wanted if there.get(name) != wanted[name]]
+    if differ:
+        told = "; ".join(f"{name} {_short(there.get(name))}, now {_short(wanted[name])}" for name in differ)
+        raise UserError(
+            f"{folder} was begun with other knobs ({told}); give the same ones, choose another folder, or remove it"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def _write_head(handle: BinaryIO, rows: int, width: int, dtype: np.dtype) -> int:
+    """Writes the header of an .npy at the beginning of ``handle``; its length, the same for any number of rows."""
+    handle.seek(0)
+    shape = (rows, width)
+    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(handle, head)  # pads for as many rows as there can be
+    handle.flush()
+    return handle.tell()
+
+
+def _write_failures(path: Path, failed: Sequence[tuple[str, str | None]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([("file", "reason"), *failed])
+
+
+def _write_parquet(
+    path: Path,
+    rows: np.ndarray,
+    files: Sequence[str],
+    labels: Sequence[str | None],
+    vectors: np.ndarray,
+    kept: Kept,
+) -> None:
+    """A row per window, in groups, so that memory holds a group and never the table."""
+    pa, parquet = _pyarrow()
+    width = vectors.shape[1]
+    columns = [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
+    columns += [("label", pa.string()), ("row", pa.int64())]
+    if kept != "numpy":
+        kind = pa.float16() if vectors.dtype == np.float16 else pa.float32()
+        columns.append(("vector", pa.list_(kind, width)))
+    schema = pa.schema(columns)
+    step = max(1, min(GROUP_ROWS, GROUP_BYTES // max(1, width * vectors.itemsize)))
+    # through a handle of ours: what goes wrong is then an OSError with its number
+    with (
+        path.open("wb") as handle,
+        parquet.ParquetWriter(handle, schema, use_dictionary=["file", "label"]) as writer,
+    ):
+        for first in range(0, len(rows), step):
+            part = rows[first : first + step]
+            values: list[Any] = [
+                pa.array([files[i] for i in part["file"]], pa.string()),
+                pa.array(part["start"]),
+                pa.array(part["end"]),
+                pa.array([labels[i] for i in part["file"]], pa.string()),
+                pa.array(np.arange(first, first + len(part))),
+            ]
+            if kept != "numpy":
+                flat = pa.array(np.ascontiguousarray(vectors[first : first + step]).reshape(-1))
+                values.append(pa.FixedSizeListArray.from_arrays(flat, width))
+            writer.write_table(pa.Table.from_arrays(values, schema=schema), row_group_size=step)
+
+
+def _read_windows(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str | None]]:
+    pa, parquet = _pyarrow()
+    try:
+        columns = ["file", "start", "end", "label"]
+        # memory mapping would keep pages of the vectors; paths and labels repeat, so each is kept once
+        table = parquet.read_table(path, columns=columns, read_dictionary=["file", "label"])
+        file, label = (_named(table.column(name)) for name in ("file", "label"))
+        start, end = (table.column(name).to_numpy().astype(np.float64) for name in ("start", "end"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; embed again into a new folder") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _damaged(path, str(error)) from error
+    return file, start, end, label.tolist()
+
+
+def _named(column: Any) -> np.ndarray:
+    """Objects [N] of a column of dictionaries; rows that are the same share one object."""
+    parts = [np.zeros(0, object)]
+    for chunk in column.chunks:
+        names = np.array([*chunk.dictionary.to_pylist(), None], object)
+        parts.append(names[chunk.indices.fill_null(len(names) - 1).to_numpy()])
+    return np.concatenate(parts)
+
+
+def _read_npy(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Memory-mapped, but for nothing at all, which cannot be mapped."""
+    try:
+        return np.load(path, mmap_mode="r" if 0 not in shape else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _read_column(path: Path, count: int, width: int, dtype: np.dtype) -> np.ndarray:
+    pa, parquet = _pyarrow()
+    vectors = np.empty((count, width), dtype)
+    at = 0
+    try:
+        with parquet.ParquetFile(path) as table:
+            if "vector" not in table.schema_arrow.names:
+                raise UserError(f"{path.with_name(VECTORS)} is missing; embed again into a new folder")
+            for batch in table.iter_batches(columns=["vector"]):
+                block = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+                vectors[at : at + len(block)] = block
+                at += len(block)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _damaged(path, str(error)) from error
+    if at != count:
+        raise _damaged(path, f"{at} vectors instead of {count}")
+    return vectors
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged ({why}); copy it again, or embed again into a new folder")
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UserError("tables of embeddings need pyarrow; pip install pyarrow") from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,94 @@
+"""What a run folder knows of its encoder beside the weights: what it cost, and how it was evaluated."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from tubelet.errors import UserError
+
+# of the many metrics of a probe, those that are quoted
+QUOTED = ("top1", "macro_recall", "map", "hit@1", "r2", "mae")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one evaluation. low, high: of its 95 % interval, or None."""
+
+    task: str
+    kind: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Story:
+    """cost: steps, clips, seconds, train_flops, as far as they are known. scores: of this very encoder."""
+
+    cost: dict[str, float] | None = None
+    scores: tuple[Score, ...] = ()
+
+
+def story_of(path: Path | str, digest: str) -> Story:
+    """What can be found around the encoder ``path``: a run, its encoder/ folder, or one of its checkpoints.
+
+    digest: of the encoder; evaluations of another (other blocks, another step) are not its own and are left out.
+    Empty for anything that is no folder. Raises UserError if a record is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return Story()
+    place = path.parent if (path / "encoder.json").is_file() else path
+    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    files = sorted(run.glob("eval/*/results.json"))
+    scores = [score for file in files for score in _scores(_read(file), digest)]
+    return Story(_cost(place, run), tuple(scores))
+
+
+def _cost(place: Path, run: Path) -> dict[str, float] | None:
+    """Of a checkpoint what it had cost until then, else of the whole run."""
+    if (place / "state.json").is_file():
+        state = _read(place / "state.json")
+        spent = {**state["spent"], "steps": state["step"]}
+    elif (run / "run.json").is_file():
+        spent = _read(run / "run.json")
+    else:
+        return None
+    spent["train_flops"] = sum(spent["flops"].values())
+    return {name: spent[name] for name in ("steps", "clips", "seconds", "train_flops")}
+
+
+def _scores(record: dict[str, Any], digest: str) -> list[Score]:
+    if record.get("encoder", {}).get("digest") != digest:
+        return []
+    data = PurePath(record["data"])
+    task = data.parent.name if data.stem in ("labels", "manifest") else data.stem
+    kind = record.get("kind", "retrieval")
+    if record.get("headline_labels"):
+        kind += f", {record['headline_labels']} labels"
+    if "metrics" in record:
+        found = {name: (one["value"], one["low"], one["high"]) for name, one in record["metrics"].items()}
+    else:
+        none = [None, None]
+        found = {
+            name: (record[name], *record["intervals"].get(name, none)) for name in QUOTED if name in record
+        }
+    return [
+        Score(task, kind, name, value, low, high)
+        for name, (value, low, high) in found.items()
+        if name.split("@k")[0] in QUOTED and value is not None and math.isfinite(value)
+    ]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); it is damaged: remove it, or make it again"
+        ) from error

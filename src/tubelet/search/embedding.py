@@ -1,0 +1,92 @@
+"""A query's own vectors, made exactly as those of the table were."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.embed.embed import embed_video
+from tubelet.embed.table import Embeddings
+from tubelet.errors import UserError
+from tubelet.evaluate.source import Views
+from tubelet.export.weights import Encoder, load_encoder
+from tubelet.train.parallel import resolve_device
+
+
+def embed_query(
+    table: Embeddings,
+    path: Path,
+    start: float | None = None,
+    end: float | None = None,
+    device: str = "auto",
+    encoder: Encoder | None = None,
+    head: Path | str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The windows of a stretch of ``path``: [Q, width], and their times, float64 [Q, 2], s.
+
+    By the table's encoder, layer, pool, clips, windows and views. encoder: that encoder, if it is loaded already.
+    head: of a table pooled by one, the same file.
+    Raises UserError if the encoder or the head is gone or is not the one that made the table, and as
+    `embed.embed_video` does.
+    """
+    about = table.about
+    if encoder is None:
+        spec = about["encoder"]["spec"]
+        try:
+            encoder = load_encoder(spec)
+        except UserError as error:
+            raise UserError(
+                f"the query has to be embedded by the encoder that made {table.folder}, and that cannot be loaded: "
+                f"{error}; put it back at {spec}, or ask for windows that are in the table"
+            ) from error
+    if encoder.digest != about["encoder"]["digest"]:
+        raise UserError(
+            f"{table.folder} is an index built by another encoder: {about['encoder']['name']}, digest "
+            f"{about['encoder']['digest']}; {encoder.name} has {encoder.digest}. Embed the videos again with it, or "
+            "put the old weights back"
+        )
+    _check_head(table, head)
+    clip = about["clip"]
+    rate = (
+        {"fps": clip["fps"]}
+        if clip.get("fps") is not None
+        else {"fps": None, "frame_step": clip["frame_step"]}
+    )
+    geometry = replace(encoder.geometry, frames=clip["frames"], crop_size=clip["crop_size"], **rate)
+    vectors, times = embed_video(
+        replace(encoder, geometry=geometry),
+        path,
+        window=_span(table, "window"),
+        stride=_span(table, "stride"),
+        layer=about["layer"],
+        pool=about["pool"],
+        head=head,
+        views=Views(**about["views"]),
+        start=start,
+        end=end,
+        device=resolve_device(device),
+    )
+    return vectors.reshape(len(vectors), -1), times
+
+
+def _check_head(table: Embeddings, head: Path | str | None) -> None:
+    if table.about["pool"] != "attentive":
+        return
+    if head is None:
+        raise UserError(f"{table.folder} is pooled by a trained head; give the same file as head=FILE")
+    made = table.about["recipe"]["head"]
+    try:
+        digest = hashlib.sha256(Path(head).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"head={head} cannot be read: {error.strerror}") from error
+    if digest != made:
+        raise UserError(f"{table.folder} was pooled by another head (digest {made}) than {head} ({digest})")
+
+
+def _span(table: Embeddings, what: str) -> str | int:
+    """As the table was cut: "4s", or a number of frames."""
+    about = table.about
+    return f"{about[f'{what}_s']}s" if f"{what}_s" in about else int(about[f"{what}_frames"])

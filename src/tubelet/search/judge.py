@@ -1,0 +1,109 @@
+"""How well windows find windows of their class in other files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tubelet.embed.table import Embeddings
+from tubelet.errors import UserError
+from tubelet.evaluate.retrieval import KS, Retrieval, ask, retrieval
+from tubelet.files import write_json
+from tubelet.search.index import chunks
+from tubelet.search.query import write_rows
+
+MOST = 20_000  # windows; every one is ranked against every other
+COLUMNS = ("map", *(f"hit@{k}" for k in KS), *(f"recall@{k}" for k in KS))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Means over windows that ask.
+
+    overall: with intervals over files. classes: class -> its values by name (NaN where no window of it could ask) and
+    "windows", "asked". windows, files: how many took part. left_out: windows without a label. drawn: whether these are
+    some of the files only.
+    """
+
+    overall: Retrieval
+    classes: dict[str, dict[str, float]]
+    windows: int
+    files: int
+    left_out: int
+    drawn: bool
+
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
+        """Writes retrieval.csv (a row per class) and retrieval.json; undefined values are empty and null."""
+        rows = [
+            {"class": name, **{k: None if math.isnan(v) else v for k, v in values.items()}}
+            for name, values in self.classes.items()
+        ]
+        columns = ["class", *COLUMNS, "windows", "asked"]
+        write_rows(Path(folder) / "retrieval.csv", columns, rows)
+        record = {
+            **self.overall.values,
+            "intervals": {name: list(pair) for name, pair in self.overall.intervals.items()},
+            "asked": self.overall.queries,
+            "skipped": self.overall.skipped,
+            "windows": self.windows,
+            "files": self.files,
+            "without_label": self.left_out,
+            "files_drawn": self.drawn,
+            "classes": rows,
+        }
+        write_json(Path(folder) / "retrieval.json", {**record, **about})
+
+
+def judge_search(table: Embeddings, seed: int = 0, most: int = MOST) -> Judged:
+    """mAP, hit@k and recall@k of windows that ask for their class, windows of their own file left out.
+
+    Of more than ``most`` labelled windows, whole files are drawn at random until there are so many. Classes that occur
+    in one file alone cannot ask. Definitions: `evaluate.retrieval`; the files as groups are ours.
+    Raises UserError if no window has a label, no class occurs in two files, or vectors are not finite.
+    """
+    labelled = np.array([label is not None for label in table.label], bool)
+    if not labelled.any():
+        raise UserError(f"{table.folder} has no labels to judge by; embed a list with a `label` column")
+    files = np.unique(table.file, return_inverse=True)[1]
+    kept = _some(np.flatnonzero(labelled), files, most, seed)
+    label = np.array([str(table.label[row]) for row in kept])
+    vectors = np.concatenate(
+        [block[kept[(kept >= a) & (kept < a + len(block))] - a] for a, block in chunks(table)]
+    )
+    classes, number = np.unique(label, return_inverse=True)
+    try:
+        overall = retrieval(vectors, number, files[kept], resampled=files[kept], seed=seed)
+        asked = ask(vectors, number, files[kept])
+    except ValueError as error:
+        raise UserError(
+            f"{table.folder}: no class occurs in two files, and windows of a file do not count for it"
+        ) from error
+    found: dict[str, dict[str, float]] = {}
+    for place, name in enumerate(classes):
+        mine = number == place
+        values = asked.values[mine & asked.asked]
+        means = values.mean(axis=0) if len(values) else np.full(len(COLUMNS), np.nan)
+        found[str(name)] = {k: float(v) for k, v in zip(COLUMNS, means, strict=True)}
+        found[str(name)] |= {"windows": int(mine.sum()), "asked": len(values)}
+    return Judged(
+        overall,
+        found,
+        len(kept),
+        len(np.unique(files[kept])),
+        int((~labelled).sum()),
+        len(kept) < int(labelled.sum()),
+    )
+
+
+def _some(rows: np.ndarray, files: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Rows of files in random order while they are at most ``most`` (one file at least), ascending."""
+    if len(rows) <= most:
+        return rows
+    count = np.bincount(files[rows], minlength=files.max() + 1)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(count))
+    taken = order[: max(1, int(np.searchsorted(np.cumsum(count[order]), most, side="right")))]
+    return rows[np.isin(files[rows], taken)]
