@@ -162,7 +162,7 @@ def main() -> None:
                 copy_figures(asked.out / "look" / f"{name}-{seed}" / "figures", asked.figures)
     asked.result.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
     for key, found in result.items():
-        if "layers" in found:
+        if isinstance(found, dict) and "layers" in found:
             print(f"\n{key}\n\n{markdown(found)}")
 
 
