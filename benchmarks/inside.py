@@ -6,7 +6,7 @@ FOLDER holds one folder per set, each with a labels.csv (path, label, split, gro
 labels unread, pretrain at one geometry (that of benchmarks/depth.py): VideoMAE end to end, the same encoder in four
 blocks with losses of their own, and (first seed) a SALT student with its teacher. Then `tubelet analyze` of all of
 them and of an untrained encoder, on each set by five group-disjoint folds, with the gratings on the first set; the
-first seed's end-to-end run is also followed through its checkpoints. Result: benchmarks/inside.json, tables in Markdown
+first seed's runs are also followed through their checkpoints. Result: benchmarks/inside.json, tables in Markdown
 and the figures of the first seed. Interrupted, it goes on.
 """
 
@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from depth import DEPTHS, GEOMETRY, LATENTS, PIXELS, local_losses
+from PIL import Image  # matplotlib, which we depend on, depends on it
 from real_sets import join
 
 from tubelet.inside.analyze import analyze
@@ -41,6 +41,7 @@ SHOWN = ("decodability", "retrieval", "gratings", "neighbours", "similarity", "t
 KEPT = 10  # checkpoints of a run
 TOLD = {
     "linear": "linear",
+    "macro_recall": "macro recall",
     "map": "mAP",
     "grating": "gratings",
     "double": "double gratings",
@@ -50,7 +51,9 @@ TOLD = {
     "patch_similarity": "token similarity",
     "effective_rank": "effective rank",
 }
-FORMS = {name: (100, 1) for name in ("linear", "map", "grating", "double")} | {"effective_rank": (1, 1)}
+FORMS = {name: (100, 1) for name in ("linear", "macro_recall", "map", "grating", "double")} | {
+    "effective_rank": (1, 1)
+}
 
 
 def train(name: str, seed: int, data: Path, out: Path, steps: int) -> Path:
@@ -171,7 +174,8 @@ def copy_figures(folder: Path, to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     for name in SHOWN:
         if (folder / f"{name}.png").is_file():
-            shutil.copy(folder / f"{name}.png", to / f"inside-{name}.png")
+            with Image.open(folder / f"{name}.png") as picture:  # few colours: a quarter of the bytes
+                picture.convert("RGB").quantize(256).save(to / f"inside-{name}.png", optimize=True)
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -12,11 +12,22 @@ if TYPE_CHECKING:
     from tubelet.data.scan import scan
     from tubelet.evaluate.probe import probe
     from tubelet.export.weights import load_encoder, save_encoder
+    from tubelet.inside.analyze import analyze
     from tubelet.recipes import run_recipe as pretrain
 
-__all__ = ["UserError", "load_encoder", "pretrain", "probe", "read_manifest", "save_encoder", "scan"]
+__all__ = [
+    "UserError",
+    "analyze",
+    "load_encoder",
+    "pretrain",
+    "probe",
+    "read_manifest",
+    "save_encoder",
+    "scan",
+]
 
 _HOME = {
+    "analyze": ("tubelet.inside.analyze", "analyze"),
     "load_encoder": ("tubelet.export.weights", "load_encoder"),
     "pretrain": ("tubelet.recipes", "run_recipe"),
     "probe": ("tubelet.evaluate.probe", "probe"),
