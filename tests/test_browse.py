@@ -265,19 +265,30 @@ def test_it_may_begin_with_a_search(features: Path) -> None:
     assert sum(tag == "button" and "data-source" in attributes for tag, attributes in page.tags) == 3
 
 
+# a process that was begun in the background ignores SIGINT, and so would its children
+INTERRUPTIBLE = """
+import signal, sys
+from tubelet.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_the_command_serves_until_it_is_interrupted(features: Path) -> None:
-    words = [sys.executable, "-m", "tubelet", "browse", str(features)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
+    words = [sys.executable, "-c", INTERRUPTIBLE, "browse", str(features)]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
         assert running.stdout is not None
         line = running.stdout.readline()
-        try:
-            found = re.search(r"http://127\.0\.0\.1:\d+/", line)
-            assert found, line
-            with urllib.request.urlopen(found[0], timeout=20) as answer:
-                assert b"15 windows" in answer.read()
-        finally:
-            running.send_signal(signal.SIGINT)
+        found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert found, line
+        with urllib.request.urlopen(found[0], timeout=20) as answer:
+            assert b"15 windows" in answer.read()
+        running.send_signal(signal.SIGINT)
         assert running.wait(20) == 0
+    finally:
+        running.kill()
+        running.wait()
 
 
 def test_what_is_wrong_is_said_in_one_line(
