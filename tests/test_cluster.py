@@ -37,7 +37,9 @@ def table(vectors: Any, file: list[str] | None = None, start: Any = None, label:
     begin = np.zeros(n) if start is None else np.asarray(start, float)
     names = np.array(file or [f"{i}.mp4" for i in range(n)], object)
     labels: list[str | None] = [None] * n if label is None else list(label)
-    return Embeddings(Path("features"), dict(ABOUT), names, begin, begin + 4, labels, vectors)
+    return Embeddings(
+        Path("features"), dict(ABOUT), names, begin, begin + 4, labels, vectors, [None] * len(names)
+    )
 
 
 def planted(sizes: tuple[int, ...] = (40, 30, 20), odd: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from toy import quiet, start
 from video import picture, write_images, write_video
@@ -37,13 +38,15 @@ from tubelet.data.manifest import Manifest, Video
 from tubelet.embed import embed as under_test
 from tubelet.embed import table as tables
 from tubelet.embed.embed import embed, embed_video
-from tubelet.embed.head import write_head
 from tubelet.embed.stream import Ahead, Cutting
 from tubelet.embed.table import Embeddings, read_embeddings, save_embeddings
 from tubelet.embed.vectors import Vectors
 from tubelet.embed.windows import sliding
 from tubelet.errors import UserError
+from tubelet.evaluate.attentive import AttentiveSettings
 from tubelet.evaluate.features import extract
+from tubelet.evaluate.head import HEAD, read_head, write_head
+from tubelet.evaluate.probe import probe
 from tubelet.evaluate.source import Views
 from tubelet.export.geometry import Geometry
 from tubelet.export.weights import Encoder, digest, save_encoder
@@ -53,6 +56,7 @@ from tubelet.nn.vit import ViT
 
 GEOMETRY = Geometry(frames=4, frame_step=2, crop_size=32)
 FRAMES = (30, 11, 52, 8, 3)  # of the videos of `folder`, at 25 a second
+TOY = {"encoder": {"name": "toy", "digest": "0" * 16}, "layer": 2}
 BYTES = ("vectors.npy", "windows.parquet", "failures.csv")
 
 
@@ -189,7 +193,7 @@ def test_formats_hold_the_same(videos, tmp_path):
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(tmp_path / "both" / "windows.parquet")
-    assert table.column_names == ["file", "start", "end", "label", "row", "vector"]
+    assert table.column_names == ["file", "start", "end", "label", "group", "row", "vector"]
     assert table["row"].to_pylist() == list(range(len(both)))
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), both.vectors)
     assert "vector" not in pyarrow.parquet.read_schema(tmp_path / "numpy" / "windows.parquet").names
@@ -624,6 +628,31 @@ def test_embed_video_gives_the_rows_of_the_table_in_their_shape(videos, tmp_path
         embed_video(encoder(), videos[0].path, start=2.0, end=1.0)
 
 
+def test_an_encoder_embeds_a_video(videos):
+    enc = encoder()
+    knobs = {"window": "8", "stride": "4", "pool": "time", "end": 1.0}
+    for mine, of_module in zip(
+        enc.embed_video(videos[0].path, **knobs), embed_video(enc, videos[0].path, **knobs), strict=True
+    ):
+        np.testing.assert_array_equal(mine, of_module)
+    vectors, times = enc.embed_video(videos[0].path)
+    assert vectors.shape == (4, 24) and times.shape == (4, 2)
+    with pytest.raises(TypeError, match="windows"):
+        enc.embed_video(videos[0].path, windows="8")
+
+
+def test_the_group_of_a_file_is_that_of_the_list(folder, tmp_path):
+    listed = folder / "grouped.csv"
+    listed.write_text("path,group\n0.mp4,x\n1.mp4,\n2.mp4,x\n")
+    found = embed(encoder(), listed, tmp_path / "out", progress=False)
+    expected = {"0.mp4": "x", "1.mp4": None, "2.mp4": "x"}
+    assert [expected[Path(name).name] for name in found.file] == found.group
+    assert {"x", None} == set(found.group)
+    listed.write_text("path,group\n0.mp4,x\n1.mp4,y\n2.mp4,x\n")
+    with pytest.raises(UserError, match="begun with other knobs"):
+        embed(encoder(), listed, tmp_path / "out", progress=False)
+
+
 def test_images_in_a_folder_are_a_video(tmp_path):
     images = write_images(tmp_path / "images", 20)
     found = go([Video(images)], tmp_path / "out")
@@ -638,7 +667,7 @@ def test_attentive_pooling_by_a_head_that_was_trained(videos, tmp_path):
     enc = encoder()
     torch.manual_seed(3)
     head = AttentiveClassifier(24, 3, 5, depth=2)
-    write_head(tmp_path / "head.safetensors", head, enc, 1)
+    write_head(tmp_path / "head.safetensors", head, enc.digest, 1)
     found = go(videos, tmp_path / "out", enc, pool="attentive", head=tmp_path / "head.safetensors", layer=1)
     frames = middles(FRAMES[0])[2]
     tokens = enc.model.layers(slowly(enc, videos[0].path, frames), [1], normed=True)[1]
@@ -646,9 +675,10 @@ def test_attentive_pooling_by_a_head_that_was_trained(videos, tmp_path):
     for knobs, cure in (
         ({"layer": 2}, "trained on layer 1"),
         ({"enc": encoder(1), "layer": 1}, "give the head of this encoder and layer"),
-        ({"head": None}, "write_head"),
+        ({"head": None}, "tubelet probe --kind attentive"),
         ({"pool": "mean"}, "leave it out"),
-        ({"head": tmp_path / "no"}, "cannot be read"),
+        ({"head": tmp_path / "no"}, "no holds no trained head"),
+        ({"head": tmp_path / "out"}, "out holds no trained head"),
     ):
         given = {"pool": "attentive", "head": tmp_path / "head.safetensors", **knobs}
         with pytest.raises(UserError, match=cure):
@@ -656,6 +686,68 @@ def test_attentive_pooling_by_a_head_that_was_trained(videos, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
     with pytest.raises(UserError, match="does not say its encoder, heads, layer"):
         go(videos, tmp_path / "other", pool="attentive", head=tmp_path / "bare.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"torn\.safetensors cannot be read"):
+        go(videos, tmp_path / "other", pool="attentive", head=tmp_path / "torn.safetensors")
+
+
+def test_the_head_that_a_probe_keeps_gives_its_predictions(folder, tmp_path):
+    """The vectors that it pools, through its own linear part, are the scores in predictions.csv."""
+    enc = encoder()
+    rows = [f"{i}.mp4,{'ab'[i % 2]},{'test' if i > 1 else 'train'}" for i in range(5)]
+    listed = folder / "labels.csv"
+    listed.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    fast = AttentiveSettings(heads=3, lrs=(1e-2,), wds=(0.01,), epochs=2)
+    place = tmp_path / "probe"
+    knobs = {"settings": fast, "cache": tmp_path / "cache", "progress": False, "out": place}
+    result = probe(enc, listed, "attentive", layers=[1], **knobs)
+    assert result.no_head() == "" and result.scored.head is not None
+    found = go(
+        [Video(folder / f"{i}.mp4") for i in (2, 3, 4)],
+        tmp_path / "out",
+        enc,
+        window="1000",
+        stride=None,
+        pool="attentive",
+        layer=1,
+        head=place,
+    )
+    said = result.scored.head.head(torch.from_numpy(np.array(found.vectors))).softmax(-1)
+    with (place / "predictions.csv").open() as handle:
+        written = np.array([[float(row["p_a"]), float(row["p_b"])] for row in csv.DictReader(handle)])
+    np.testing.assert_allclose(said.numpy(), written, atol=2e-3)  # the probe's tokens are cached as float16
+    with safe_open(place / HEAD, "pt") as stored:
+        kept = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        assert stored.metadata() == {"format": "pt", "heads": "3", "encoder": enc.digest, "layer": "1"}
+    for name, tensor in result.scored.head.state_dict().items():
+        assert torch.equal(kept[name], tensor)
+    assert not read_head(place, enc, 1).training
+    result = probe(enc, listed, "linear", cache=tmp_path / "cache", progress=False, out=place)
+    assert result.no_head() == "" and not (place / HEAD).exists()  # it was of an earlier result
+
+
+def test_where_no_single_head_can_be_kept_the_probe_says_why(folder, tmp_path, capsys):
+    save_encoder(ViT(24, 2, 2), tmp_path / "run" / "encoder", GEOMETRY, {"name": "mine"})
+    listed = folder / "folds.csv"
+    listed.write_text("path,label\n" + "".join(f"{i}.mp4,{'ab'[i % 2]}\n" for i in range(4)))
+    command = ["probe", str(tmp_path / "run"), "--data", str(listed), "--kind", "attentive"]
+    command += ["--cache", str(tmp_path / "cache"), "--device", "cpu", "--workers", "1"]
+    out = tmp_path / "folds"
+    assert main([*command, "--folds", "2", "--out", str(out)]) == 0
+    assert "no head is kept for tubelet embed: 2 were trained" in capsys.readouterr().out
+    assert not (out / HEAD).exists() and (out / "results.json").exists()
+    listed.write_text(
+        "path,label,split\n"
+        + "".join(f"{i}.mp4,{'ab'[i % 2]},{'test' if i > 1 else 'train'}\n" for i in range(4))
+    )
+    assert main([*command, "--layers", "1,2", "--out", str(out)]) == 0
+    assert "no head is kept for tubelet embed: it reads 2 layers" in capsys.readouterr().out
+    assert main([*command, "--out", str(out)]) == 0
+    assert f"--pool attentive --head {out}" in capsys.readouterr().out and (out / HEAD).exists()
+    words = ["embed", str(tmp_path / "run"), "--data", str(folder / "0.mp4"), "--pool", "attentive"]
+    words += ["--device", "cpu", "--out", str(tmp_path / "features")]
+    assert main([*words, "--head", str(out)]) == 0
+    assert read_embeddings(tmp_path / "features").about["recipe"]["head"]
 
 
 @pytest.mark.parametrize(
@@ -711,6 +803,8 @@ def test_on_the_command_line(folder, tmp_path, capsys):
         "digest": "",
         "spec": str(tmp_path / "run"),
         "which": None,
+        "heads": None,
+        "allow_partial": False,
         "dim": 24,
         "licence": "MIT",
         "source": None,
@@ -735,12 +829,14 @@ def test_a_saved_table_is_read_back_as_it_was(tmp_path_factory, count, width, dt
     out = tmp_path_factory.mktemp("table") / "t"
     file = [f"é{i // 7}.mp4" for i in range(count)]
     label = [None if i % 14 < 7 else f"l{i // 7}" for i in range(count)]
+    group = [None if i % 21 < 7 else f"g{i // 14}" for i in range(count)]
     start, vectors = rng.random(count), rng.standard_normal((count, width)).astype(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "GROUP_ROWS", 8)
-        save_embeddings(out, {"pool": "mean"}, file, start, start + 1, label, vectors, kept)
+        save_embeddings(out, TOY | {"pool": "mean"}, file, start, start + 1, label, vectors, kept, group)
     found = read_embeddings(out)
     assert found.file.tolist() == file and found.label == label and found.about["pool"] == "mean"
+    assert found.group == group
     np.testing.assert_array_equal(found.start, start)
     np.testing.assert_array_equal(found.end, start + 1)
     np.testing.assert_array_equal(found.vectors, vectors)
@@ -750,7 +846,7 @@ def test_a_saved_table_is_read_back_as_it_was(tmp_path_factory, count, width, dt
 def test_damaged_tables_are_named(tmp_path):
     good = tmp_path / "good"
     save_embeddings(
-        good, {}, ["a"] * 9, np.arange(9.0), np.arange(9.0) + 1, [None] * 9, np.zeros((9, 4), "f4")
+        good, TOY, ["a"] * 9, np.arange(9.0), np.arange(9.0) + 1, [None] * 9, np.zeros((9, 4), "f4")
     )
 
     def broken(change) -> str:
@@ -780,6 +876,10 @@ def test_damaged_tables_are_named(tmp_path):
     assert "9 rows instead of 10" in broken(claims(windows=10))
     assert "format 2, this version reads 1" in broken(claims(format=2))
     assert "(9, 4) float32 instead of (9, 5) float32" in broken(claims(width=5))
+    assert re.search(r'damaged \(it does not say "encoder"\); .*embed again', broken(claims(encoder=None)))
+    assert 'it does not say "layer"' in broken(claims(layer=None))
+    assert 'does not say the digest and name of its "encoder"' in broken(claims(encoder={"spec": "a"}))
+    assert "embeddings.json is damaged" in broken(claims(dtype="float99"))
     with pytest.raises(UserError, match="does not exist"):
         read_embeddings(tmp_path / "nowhere")
 

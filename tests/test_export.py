@@ -206,8 +206,8 @@ def test_ours_to_metas_layout_to_ours_is_the_same_to_the_bit(tmp_path: Path) -> 
     assert done.difference == 0
     file = tmp_path / "out" / "encoder.pt"
     for which in ("target_encoder", "encoder"):
-        again = load_encoder(file, one.geometry, which, heads=2)
-        assert again.digest == one.digest
+        again = load_encoder(file, which=which)
+        assert again.digest == one.digest and again.geometry == one.geometry
         assert torch.equal(vit(again)(clips()), vit(one)(clips()))
     content = torch.load(file, weights_only=True)
     assert content["tubelet"]["provenance"]["licence"] == LICENCE
@@ -216,7 +216,66 @@ def test_ours_to_metas_layout_to_ours_is_the_same_to_the_bit(tmp_path: Path) -> 
     assert file.stat().st_size < 1.2 * weights  # two names, one copy
     note = json.loads((tmp_path / "out" / "export.json").read_text())
     assert note["provenance"]["source"] == SOURCE and note["digest"] == one.digest
-    assert any("heads=2" in line for line in done.told)
+    assert any("2 heads" in line for line in done.told)
+    with pytest.raises(UserError, match=r"heads=3, but .*encoder\.pt says 2; leave heads out"):
+        load_encoder(file, heads=3)
+
+
+def test_an_exported_file_reads_back_with_its_own_licence_source_and_geometry(
+    tmp_path: Path, transformers: Any
+) -> None:
+    """A non-commercial licence stays one in the layout of a family that is MIT; an unknown one is not made known."""
+    for name, to, positions in (
+        ("meta", "vjepa2", Rotary(legacy=True)),
+        ("jepa", "hf", Rotary(legacy=True)),
+        ("mae", "hf", SinCos(flat=True)),
+    ):
+        for licence in (LICENCE, None, "yours: trained from scratch", "that of somebody"):
+            one = encoder(positions)
+            one = replace(one, provenance={**one.provenance, "licence": licence, "which": "teacher"})
+            out = tmp_path / f"{name}-{licence}"
+            export(one, out, to)
+            again = load_encoder(out)
+            assert again.provenance["licence"] == (licence or "unknown"), name
+            assert again.provenance["source"] == SOURCE and again.provenance["which"] == "teacher"
+            assert again.geometry == one.geometry and again.name == one.name
+    assert again.geometry.fps == 5.0
+
+
+def test_what_an_owner_changes_in_an_exported_folder_holds(tmp_path: Path, transformers: Any) -> None:
+    export(encoder(Rotary(legacy=True)), tmp_path / "out", "hf")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(
+        json.dumps(config | {"frames_per_clip": 4, "crop_size": 32})
+    )
+    (tmp_path / "out" / "README.md").write_text("---\nlicense: mit\n---\n")
+    again = load_encoder(tmp_path / "out")
+    assert again.geometry == replace(encoder().geometry, frames=4, crop_size=32)
+    assert again.provenance["licence"] == "mit"
+    (tmp_path / "out" / "README.md").write_text("---\nlicense: other\nlicense_name: for friends\n---\n")
+    assert load_encoder(tmp_path / "out").provenance["licence"] == "for friends"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "ours",
+        {"geometry": {}, "provenance": {}},
+        {"provenance": {"licence": torch.zeros(1)}},
+        {"geometry": {"fps": -1.0}},
+        {"geometry": {"frames": "many"}},
+    ],
+)
+def test_what_a_file_says_of_itself_must_make_sense(tmp_path: Path, broken: Any) -> None:
+    export(encoder(Rotary(legacy=True)), tmp_path / "out", "vjepa2")
+    file = tmp_path / "out" / "encoder.pt"
+    content = torch.load(file, weights_only=True)
+    said = content["tubelet"]
+    for name in broken if isinstance(broken, dict) else ():
+        said = {**said, name: {**said[name], **broken[name]} if broken[name] else {}}
+    torch.save({**content, "tubelet": said if isinstance(broken, dict) else broken}, file)
+    with pytest.raises(UserError, match=r'encoder\.pt says under "tubelet" nothing'):
+        load_encoder(file)
 
 
 @torch.no_grad()

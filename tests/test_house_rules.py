@@ -34,7 +34,8 @@ ARROWS: dict[str, set[str]] = {
     "methods": {"types", "nn", "errors"},
     "train": {"types", "methods.method", "nn.block", "tensors"} | ROOTS,
     "analysis": {"types", "nn", "data"} | ROOTS,
-    "export": {"types", "tensors", "nn", "data"} | ROOTS,
+    # `Encoder.embed_video` is `embed.embed.embed_video`, imported when it is called: the one arrow that points upwards
+    "export": {"types", "tensors", "nn", "data", "embed.embed"} | ROOTS,
     # what is evaluated is a loaded encoder: `export.weights` is where that type and its loader are
     "evaluate": {"types", "nn", "data", "export.weights"} | ROOTS,
     "report": BELOW | ROOTS,
@@ -56,7 +57,16 @@ ARROWS: dict[str, set[str]] = {
 }
 
 
-PUBLIC = {"UserError", "load_encoder", "pretrain", "probe", "read_manifest", "save_encoder", "scan"}
+PUBLIC = {
+    "UserError",
+    "analyze",
+    "load_encoder",
+    "pretrain",
+    "probe",
+    "read_manifest",
+    "save_encoder",
+    "scan",
+}
 
 
 def module_of(file: Path) -> str:

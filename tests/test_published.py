@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tubelet.errors import UserError
 from tubelet.export.weights import Encoder, Geometry, load_encoder, save_encoder
+from tubelet.inside.subject import read_subjects
 from tubelet.nn.published import (
     VIDEOMAE,
     VJEPA1,
@@ -614,6 +615,21 @@ def test_heads_of_known_sizes_are_known_and_others_asked_for(tmp_path: Path) -> 
         load_encoder(file, heads=5)
     with pytest.raises(UserError, match="say heads=NUMBER, not 0"):
         load_encoder(file, heads=0)
+
+
+def test_a_look_inside_takes_heads_and_partial_weights_through(tmp_path: Path) -> None:
+    state = wrapped(random_state())
+    file = jepa_file(tmp_path / "odd.pt", state)
+    with pytest.raises(UserError, match=r"heads=NUMBER$"):
+        read_subjects([str(file)])
+    (subject,) = read_subjects([str(file)], heads=4)
+    assert subject.encoder.digest == load_encoder(file, heads=4).digest
+    del state["module.backbone.norm.weight"]
+    file = jepa_file(tmp_path / "short.pt", state)
+    with pytest.raises(UserError, match="does not fit"):
+        read_subjects([str(file)], heads=4)
+    (subject,) = read_subjects([str(file)], heads=4, allow_partial=True)
+    assert subject.encoder.provenance["partial"]["left_random"] == ["norm.weight"]
 
 
 # What does not fit

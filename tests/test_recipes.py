@@ -323,7 +323,8 @@ def test_another_method_goes_on_from_an_encoder(
     )
     assert all(torch.allclose(ended[name], tensor, atol=1e-6) for name, tensor in began.items())
     origin = load_encoder(run).provenance
-    assert origin["init_from"] == str(source) and origin["licence"] == "that of init_from"
+    assert origin["init_from"] == str(source) and origin["licence"] == "yours: trained from scratch"
+    assert origin["began_from"] == "salt-wide"
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markup import assert_asks_for_nothing
@@ -26,11 +27,14 @@ from tubelet.embed.embed import embed
 from tubelet.embed.table import Embeddings, read_embeddings, save_embeddings
 from tubelet.errors import UserError
 from tubelet.export.geometry import Geometry
+from tubelet.export.names import named_as
 from tubelet.export.weights import load_encoder, save_encoder
+from tubelet.nn.published import VJEPA2
+from tubelet.nn.tokens import Rotary
 from tubelet.nn.vit import ViT
 from tubelet.report.found import between, frames_between
 from tubelet.search import index as module
-from tubelet.search.answer import answer
+from tubelet.search.answer import answer, judged_lines, judged_page
 from tubelet.search.hits import Hit, merge
 from tubelet.search.index import Nearest, has_faiss, nearest, nearest_exact, nearest_indexed
 from tubelet.search.judge import judge_search
@@ -48,7 +52,12 @@ ABOUT = {
 
 
 def table(
-    vectors: Any, file: list[str] | None = None, start: Any = None, label: Any = None, seconds: float = 4.0
+    vectors: Any,
+    file: list[str] | None = None,
+    start: Any = None,
+    label: Any = None,
+    seconds: float = 4.0,
+    group: Any = None,
 ) -> Embeddings:
     """Windows of 4 s; by default each of a file of its own."""
     vectors = np.asarray(vectors)
@@ -63,6 +72,7 @@ def table(
         begin + seconds,
         [None] * n if label is None else list(label),
         vectors,
+        [None] * n if group is None else list(group),
     )
 
 
@@ -333,6 +343,34 @@ def test_a_query_is_embedded_exactly_as_the_table_was(footage: Path) -> None:
     assert Path(best.file).name == "2.mp4" and best.cosine > 0.9999 and one.start[best.row] == 2.0
 
 
+def test_a_query_is_embedded_by_published_weights_read_as_they_were(
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of two encoders of no known size, one tensor short: what the command was told is told again."""
+    vit = ViT(48, 2, 3, positions=Rotary(legacy=True))
+    vit.init_weights()
+    state = named_as(vit, VJEPA2)
+    short = {name: tensor for name, tensor in state.items() if name != "norm.bias"}
+    file = tmp_path / "vit.pt"
+    torch.save({"target_encoder": {"norm.bias": torch.zeros(48)}, "encoder": short}, file)
+    command = ["embed", str(file), "--data", str(footage / "clips" / "1.mp4"), "--out", str(tmp_path / "f")]
+    command += ["--window", "2s", "--batch-size", "1", "--device", "cpu"]
+    assert main([*command, "--which", "encoder"]) == 2
+    assert "say heads=NUMBER" in capsys.readouterr().err
+    assert main([*command, "--which", "encoder", "--heads", "3"]) == 2
+    assert "allow_partial" in capsys.readouterr().err
+    with caplog.at_level("INFO", "tubelet"):
+        assert main([*command, "--which", "encoder", "--heads", "3", "--allow-partial"]) == 0
+    assert any(
+        "V-JEPA 2 (encoder), licence MIT" in line and "left random" in line for line in caplog.messages
+    )
+    one = read_embeddings(tmp_path / "f")
+    assert one.about["encoder"]["which"] == "encoder" and one.about["encoder"]["heads"] == 3
+    shutil.copy(footage / "clips" / "1.mp4", tmp_path / "copy.mp4")
+    query = query_of_file(one, tmp_path / "copy.mp4", 0.0, 2.0, device="cpu")
+    assert query.vectors == pytest.approx(one.vectors[:1], abs=1e-4)
+
+
 def test_a_stretch_of_a_file_in_the_table_does_not_find_itself(footage: Path) -> None:
     one = read_embeddings(footage / "features")
     query = query_of_file(one, footage / "clips" / "1.mp4", 1.5, 3.5, device="cpu")
@@ -436,6 +474,50 @@ def test_map_per_class_equals_scikit_learns_with_own_files_left_out() -> None:
     assert {name: values["map"] for name, values in judged.classes.items()} == pytest.approx(expected)
     assert judged.overall.map == pytest.approx(np.mean(list(expected.values())))
     assert (judged.windows, judged.files, judged.drawn) == (60, 12, False)
+
+
+def test_map_other_groups_equals_scikit_learns_with_own_groups_left_out(tmp_path: Path) -> None:
+    """Groups of two files; the last four files have none, and are a group each."""
+    random = np.random.default_rng(0)
+    number = np.arange(60) // 5
+    files = np.array([f"{i}.mp4" for i in number])
+    label = np.array(["abc"[i // 2 % 3] for i in number])
+    group = [f"g{i // 2}" if i < 8 else None for i in number]
+    alone = np.array([name or file for name, file in zip(group, files, strict=True)])
+    vectors = random.standard_normal((60, 6)) + 0.7 * np.eye(6)[number // 2 % 3]
+    vectors += 2 * random.standard_normal((12, 6))[number // 2]  # what is of a group is alike
+    judged = judge_search(table(vectors, files.tolist(), np.arange(60) % 5 * 4.0, label, group=group))
+    within = {name: judged_by_hand(vectors, files, label, name) for name in "abc"}
+    apart = {name: judged_by_hand(vectors, alone, label, name) for name in "abc"}
+    assert {name: values["map"] for name, values in judged.classes.items()} == pytest.approx(within)
+    assert {name: values["map_other_groups"] for name, values in judged.classes.items()} == pytest.approx(
+        apart
+    )
+    assert judged.elsewhere is not None and judged.elsewhere.map < judged.overall.map
+    assert judged.elsewhere.map == pytest.approx(np.mean(list(apart.values())))
+    assert judged.groups == len(set(alone)) == 8
+    judged.save(tmp_path, {})
+    record = json.loads((tmp_path / "retrieval.json").read_text())
+    assert record["map_other_groups"] == judged.elsewhere.map and record["groups"] == 8
+    assert record["intervals"]["map_other_groups"] == list(judged.elsewhere.intervals["map"])
+    low, high = judged.overall.intervals["map"]
+    single = judge_search(table(vectors, files.tolist(), np.arange(60) % 5 * 4.0, label))
+    assert (low, high) != single.overall.intervals["map"]  # groups are drawn again, not files
+    assert single.elsewhere is None and single.groups == 0
+    said = "\n".join(judged_lines(judged))
+    assert "map_other_groups" in said and "those of their own group do not count either (8 groups)" in said
+    said = "\n".join(judged_lines(single))
+    assert "map_other_groups" not in said and "No groups are known" in said
+    assert "map_other_groups" in judged_page(table(vectors), judged).html()
+
+
+def test_groups_that_share_a_file_are_one_and_may_leave_nothing_to_find() -> None:
+    files, group = ["a", "a", "b", "b", "c", "c"], ["x", "y", "y", "y", "z", "z"]
+    one = table(noise(6), files, [0, 4] * 3, list("kkkkll"), group=group)
+    judged = judge_search(one)
+    assert judged.groups == 2 and judged.elsewhere is None
+    assert all(np.isnan(values["map_other_groups"]) for values in judged.classes.values())
+    assert "No class occurs in two of the 2 groups" in "\n".join(judged_lines(judged))
 
 
 def test_classes_of_one_file_are_undefined_and_labels_are_needed(tmp_path: Path) -> None:

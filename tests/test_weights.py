@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from tubelet import tensors
 from tubelet.errors import UserError
@@ -42,6 +43,12 @@ def test_loaded_equals_saved(run: Path) -> None:
         assert torch.equal(loaded.model(clip), model(clip))
         assert loaded.digest == digest(model)
         assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_weights_say_that_they_are_torchs(run: Path) -> None:
+    """transformers refuses a safetensors file that does not."""
+    with safe_open(run / "encoder" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_which_encoder_is_the_users_choice(run: Path) -> None:

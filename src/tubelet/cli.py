@@ -144,13 +144,46 @@ def _add_knob(parser: Any, name: str, kind: Any, default: Any, about: str) -> No
         parser.add_argument(option, type=reader, default=_ABSENT, help=about, dest=name, **settings)
 
 
+ENCODERS = (
+    "run folder, encoder/ folder, checkpoint, published V-JEPA or VideoMAE file or folder of weights, hf://OWNER/NAME, "
+    "random:vit_tiny, random:RUN, pixels or pixels:RUN"
+)
+
+
+def _add_encoder(parser: Any) -> None:
+    """ENCODER, and what tells `_load` which one is meant and how it is read."""
+    parser.add_argument("encoder", metavar="ENCODER", help=ENCODERS)
+    parser.add_argument(
+        "--which",
+        help='of a run with two encoders: "teacher" or "student"; of a V-JEPA file: "target_encoder" or "encoder"',
+    )
+    _add_reading(parser)
+
+
+def _add_reading(parser: Any) -> None:
+    """How published weights are read, of one encoder or of several."""
+    parser.add_argument(
+        "--heads", type=int, help="attention heads of published weights whose size is not a known one"
+    )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="load published weights that do not fit as far as they do, and leave the rest random",
+    )
+
+
+def _load(chosen: argparse.Namespace) -> Any:
+    """The encoder that the options of `_add_encoder` name; what published weights are is told by the loader."""
+    from tubelet.export.weights import load_encoder
+
+    return load_encoder(
+        chosen.encoder, which=chosen.which, allow_partial=chosen.allow_partial, heads=chosen.heads
+    )
+
+
 def _add_probe(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="frozen evaluation of an encoder on labelled videos")
-    parser.add_argument(
-        "encoder",
-        metavar="ENCODER",
-        help="run folder, encoder/ folder, checkpoint, random:vit_tiny, random:RUN, pixels or pixels:RUN",
-    )
+    _add_encoder(parser)
     parser.add_argument("--data", required=True, help="labelled manifest, list or class-per-folder")
     parser.add_argument(
         "--kind",
@@ -173,7 +206,6 @@ def _add_probe(commands: Any, name: str) -> None:
         help="choose the attentive head by its TEST score, as V-JEPA 2's published numbers do; the result says so",
     )
     parser.add_argument("--label", metavar="COLUMN", help="another column of the list to take labels from")
-    parser.add_argument("--which", help='of a run with two encoders: "teacher" or "student"')
     parser.add_argument(
         "--pool", choices=("mean", "time", "flat"), help="of all but attentive (default: mean; pixels: flat)"
     )
@@ -213,15 +245,15 @@ def _add_probe(commands: Any, name: str) -> None:
 def _probe(chosen: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    from tubelet.evaluate.head import HEAD
     from tubelet.evaluate.probe import probe
-    from tubelet.export.weights import load_encoder
     from tubelet.report.probe import probe_report
     from tubelet.train.parallel import resolve_device
 
     if chosen.fps is not None and chosen.frame_step is not None:
         raise UserError("fps and frame_step were both given; sample by one of them")
     chosen.kind = chosen.kind or ("attentive" if chosen.preset else "linear")
-    encoder = load_encoder(chosen.encoder, which=chosen.which)
+    encoder = _load(chosen)
     views = _views(chosen)
     asked = {name: getattr(chosen, name) for name in ("frames", "fps", "frame_step", "crop_size")}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -260,7 +292,11 @@ def _probe(chosen: argparse.Namespace) -> int:
     print(result.sentence())
     for line in (*result.few_sentences(), *result.notes):
         print(f"  {line}")
+    if why := result.no_head():
+        print(f"  no head is kept for tubelet embed: {why}")
     print(f"  {folder / 'results.json'}\n  {page}")
+    if chosen.kind == "attentive" and not why:
+        print(f"  {folder / HEAD}: for tubelet embed --pool attentive --head {folder}")
     return 0
 
 
@@ -346,11 +382,7 @@ def _numbers(word: str) -> list[int]:
 
 def _add_embed(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="vectors of sliding windows over videos of any length")
-    parser.add_argument(
-        "encoder",
-        metavar="ENCODER",
-        help="run folder, encoder/ folder, checkpoint, published weights, random:vit_tiny, pixels or pixels:RUN",
-    )
+    _add_encoder(parser)
     parser.add_argument("--data", required=True, help="manifest, list, folder of videos, or one video")
     parser.add_argument(
         "--out", required=True, help="folder to write; an interrupted run goes on in it when started again"
@@ -367,7 +399,11 @@ def _add_embed(commands: Any, name: str) -> None:
         help="time: mean over space, times joined; space: mean over time, places joined; none: all tokens "
         "(default: %(default)s)",
     )
-    parser.add_argument("--head", metavar="FILE", help="trained head for --pool attentive")
+    parser.add_argument(
+        "--head",
+        metavar="FOLDER",
+        help="for --pool attentive: result of tubelet probe --kind attentive, or its head.safetensors",
+    )
     parser.add_argument(
         "--segments", type=int, default=1, help="clips along a window's time, averaged (default: %(default)s)"
     )
@@ -384,7 +420,6 @@ def _add_embed(commands: Any, name: str) -> None:
         help="vectors in windows.parquet, in vectors.npy, or in both (default: %(default)s)",
     )
     parser.add_argument("--fp16", action="store_true", help="store vectors in half precision")
-    parser.add_argument("--which", help='of a run with two encoders: "teacher" or "student"')
     parser.add_argument(
         "--batch-size", type=int, default=16, help="clips through the encoder at once (default: %(default)s)"
     )
@@ -395,11 +430,10 @@ def _add_embed(commands: Any, name: str) -> None:
 def _embed(chosen: argparse.Namespace) -> int:
     from tubelet.embed.embed import embed, sentence
     from tubelet.evaluate.source import Views
-    from tubelet.export.weights import load_encoder
     from tubelet.train.parallel import resolve_device
 
     done = embed(
-        load_encoder(chosen.encoder, which=chosen.which),
+        _load(chosen),
         chosen.data,
         chosen.out,
         window=chosen.window,
@@ -415,6 +449,8 @@ def _embed(chosen: argparse.Namespace) -> int:
         device=resolve_device(chosen.device),
         spec=chosen.encoder,
         which=chosen.which,
+        heads=chosen.heads,
+        allow_partial=chosen.allow_partial,
     )
     print(sentence(done))
     print(f"  {done.folder}")
@@ -484,9 +520,9 @@ def _add_analyze(commands: Any, name: str) -> None:
         "encoders",
         metavar="ENCODER",
         nargs="+",
-        help="run folder, encoder/ folder, checkpoint, published V-JEPA or VideoMAE weights, random:vit_tiny, "
-        "random:RUN, pixels or pixels:RUN; several are drawn over each other",
+        help=f"{ENCODERS}; several are drawn over each other",
     )
+    _add_reading(parser)
     parser.add_argument(
         "--data", required=True, help="manifest, list or folder; labels are needed for probes"
     )
@@ -568,17 +604,15 @@ def _analyze(chosen: argparse.Namespace) -> int:
         ),
         seed=chosen.seed,
         command=" ".join(["tubelet", *sys.argv[1:]]),
+        allow_partial=chosen.allow_partial,
+        heads=chosen.heads,
     )
     return 0
 
 
 def _add_export(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="an encoder as a file that others open, run before it counts")
-    parser.add_argument(
-        "encoder",
-        metavar="ENCODER",
-        help="run folder, encoder/ folder, checkpoint, published file or folder of weights, hf://OWNER/NAME",
-    )
+    _add_encoder(parser)
     parser.add_argument("--out", required=True, help="new folder to write")
     parser.add_argument(
         "--to",
@@ -587,7 +621,6 @@ def _add_export(commands: Any, name: str) -> None:
         "torch.export's; vjepa2: Meta's layout (default: %(default)s)",
     )
     parser.add_argument("--layers", type=int, metavar="K", help="keep the first K blocks and the final norm")
-    parser.add_argument("--which", help='of a run with two encoders: "teacher" or "student"')
     parser.add_argument(
         "--push", metavar="OWNER/NAME", help="with --to hf: upload it to the Hugging Face hub"
     )
@@ -596,14 +629,13 @@ def _add_export(commands: Any, name: str) -> None:
 def _export(chosen: argparse.Namespace) -> int:
     from tubelet.export.hub import check_name, push
     from tubelet.export.save import export, refuse_filled
-    from tubelet.export.weights import load_encoder
 
     refuse_filled(Path(chosen.out))
     if chosen.push is not None:
         check_name(chosen.push)
         if chosen.to != "hf":
             raise UserError(f"push={chosen.push}: the hub gets a folder that transformers opens; add --to hf")
-    encoder = load_encoder(chosen.encoder, which=chosen.which)
+    encoder = _load(chosen)
     done = export(encoder, chosen.out, chosen.to, chosen.layers, chosen.encoder)
     about = done.encoder.provenance
     print(f"{done.encoder.name}: {done.folder}, {chosen.to}; {done.checked()}")
@@ -756,7 +788,7 @@ def _add_search(commands: Any, name: str) -> None:
     parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
     parser.add_argument("--exact", action="store_true", help="compare all windows, however many there are")
     parser.add_argument("--evaluate", action="store_true", help="do windows find their class in other files?")
-    parser.add_argument("--head", metavar="FILE", help="the head that the table was pooled by, if it was")
+    parser.add_argument("--head", metavar="FOLDER", help="the head that the table was pooled by, if it was")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of intervals, and of files drawn (default: %(default)s)"
@@ -784,7 +816,7 @@ def _add_browse(commands: Any, name: str) -> None:
     parser.add_argument("--start", type=float, help="seconds: where the query begins (default: all of it)")
     parser.add_argument("--end", type=float, help="seconds: where it ends")
     parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
-    parser.add_argument("--head", metavar="FILE", help="the head that the table was pooled by, if it was")
+    parser.add_argument("--head", metavar="FOLDER", help="the head that the table was pooled by, if it was")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
 

@@ -11,6 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+FORMAT = {
+    "format": "pt"
+}  # whose tensors these are: readers such as transformers refuse a file that does not say
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes ``tensors``, of any dtypes and devices, into the new file ``path``; tied ones are written twice.
@@ -25,7 +29,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         flat[name] = here.clone() if here.untyped_storage().data_ptr() in seen else here
         seen.add(here.untyped_storage().data_ptr())
     try:
-        save_file(flat, path)
+        save_file(flat, path, FORMAT)
     except SafetensorError as error:
         if f"os error {errno.ENOSPC}" in str(error):  # the library hides which error of the system it met
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

@@ -34,6 +34,7 @@ from tubelet.embed.table import (
     Draft,
     Embeddings,
     Kept,
+    Told,
     read_about,
     read_embeddings,
     refuse_other,
@@ -69,16 +70,19 @@ def embed(
     device: torch.device | str = "cpu",
     spec: str | None = None,
     which: str | None = None,
+    heads: int | None = None,
+    allow_partial: bool = False,
     progress: bool = True,
 ) -> Embeddings:
     """The vectors of every window of ``data``'s videos, in the folder ``out`` (see `table`).
 
     window, stride: "4s" is seconds, "64" or 64 is frames of the file; by default the length of the encoder's clip,
     and the window. Which windows there are, and which frames a window shows: `windows`. layer, pool, views: what is
-    kept of a window (`vectors.Vectors`); head: for pool "attentive" (`head`). kept: "parquet", "numpy" or "both".
-    fp16: vectors are stored in half precision; they are computed in float32. batch_size: clips through the encoder
-    at once, full batches across windows and files. workers: files that are decoded at once (default: all cores).
-    spec, which: how the encoder was named, for those who load it again.
+    kept of a window (`vectors.Vectors`); head: for pool "attentive" (`evaluate.head`). kept: "parquet", "numpy" or
+    "both". fp16: vectors are stored in half precision; they are computed in float32. batch_size: clips through the
+    encoder at once, full batches across windows and files. workers: files that are decoded at once (default: all
+    cores).
+    spec, which, heads, allow_partial: how the encoder was named, for those who load it again.
 
     Memory does not grow with the length or number of the videos, but for their index (up to 300 bytes a frame of
     the files being decoded: 65 MB for two hours at 30 a second), 24 bytes a window, and the list of files. Beside
@@ -113,17 +117,21 @@ def embed(
     draft = Draft(out, recipe, math.prod(vectors.shape), np.dtype(recipe["dtype"]))
     try:
         job.fill(draft, progress)
-        files, labels = [str(v.path) for v in manifest.videos], [v.label for v in manifest.videos]
+        files = [Told(str(video.path), video.label, video.group) for video in manifest.videos]
         if not draft.rows:
             table = draft.give_up(files)
             raise UserError(
-                f"{manifest.source}: no window of its {len(files)} videos can be read; the first: {files[0]}: "
+                f"{manifest.source}: no window of its {len(files)} videos can be read; the first: {files[0].file}: "
                 f"{draft.done[0].reason} (all of them: {table})"
             )
-        about = partial(
-            _about, job, draft, recipe, {"spec": spec or encoder.name, "which": which}, str(manifest.source)
-        )
-        draft.finish(about, files, labels, kept)
+        named = {
+            "spec": spec or encoder.name,
+            "which": which,
+            "heads": heads,
+            "allow_partial": allow_partial,
+        }
+        about = partial(_about, job, draft, recipe, named, str(manifest.source))
+        draft.finish(about, files, kept)
     finally:
         draft.close()
     return read_embeddings(out)
@@ -407,7 +415,7 @@ def _recipe(job: _Job, kept: str, fp16: bool) -> dict[str, Any]:
     """Everything that the table depends on, as JSON."""
     vectors, geometry = job.vectors, job.cutting.geometry
     rows = [
-        [str(v.path), _state(v), v.label, v.start, v.end, v.fps if v.path.is_dir() else None]
+        [str(v.path), _state(v), v.label, v.group, v.start, v.end, v.fps if v.path.is_dir() else None]
         for v in job.videos
     ]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -21,11 +21,14 @@ from tubelet.files import replace_folder, sync, write_json
 
 FORMAT = 1
 ABOUT, WINDOWS, VECTORS, FAILURES = "embeddings.json", "windows.parquet", "vectors.npy", "failures.csv"
+# what every reader of a table needs to know of it, and how it is written
+NEEDED = {"encoder": dict, "layer": int, "windows": int, "width": int, "dtype": str}
 PART = ".part"
 Kept = Literal["parquet", "numpy", "both"]
 KEPT: tuple[Kept, ...] = ("parquet", "numpy", "both")
 GROUP_BYTES = 2**23  # of vectors in a row group of Parquet: what writing and reading hold in memory
 GROUP_ROWS = 4096
+NAMES = ("file", "label", "group")
 _ROW = np.dtype([("file", "<i8"), ("start", "<f8"), ("end", "<f8")])
 
 
@@ -34,8 +37,9 @@ class Embeddings:
     """A table of embeddings, a row per window, in the order of the files and of time.
 
     about: what `embeddings.json` says. file: [N] of str (objects, each path once in memory). start, end: float64
-    [N], seconds after the file's first frame; NaN for images without a rate. label: of the file, None without one.
-    vectors: [N, width], float32 or float16; memory-mapped, or read from Parquet where there is no `vectors.npy`.
+    [N], seconds after the file's first frame; NaN for images without a rate. label, group: of the file, None without
+    one; files of one group are cuts of one recording, or otherwise no strangers. vectors: [N, width], float32 or
+    float16; memory-mapped, or read from Parquet where there is no `vectors.npy`.
     For pools that keep more than one vector, ``vectors.reshape(-1, *about["shape"])`` tells them apart.
     """
 
@@ -46,6 +50,7 @@ class Embeddings:
     end: np.ndarray
     label: list[str | None]
     vectors: np.ndarray
+    group: list[str | None]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -59,12 +64,20 @@ class Done(NamedTuple):
     reason: str | None
 
 
+class Told(NamedTuple):
+    """What the list says of a file, or of a stretch of one."""
+
+    file: str
+    label: str | None
+    group: str | None
+
+
 def read_embeddings(folder: Path | str) -> Embeddings:
     """The table in ``folder``; raises UserError if it is missing, unfinished or damaged, naming file and cure."""
     folder = Path(folder)
     about = read_about(folder)
     count, width, dtype = about["windows"], about["width"], np.dtype(about["dtype"])
-    file, start, end, label = _read_windows(folder / WINDOWS)
+    file, start, end, label, group = _read_windows(folder / WINDOWS)
     vectors = (
         _read_npy(folder / VECTORS, (count, width))
         if (folder / VECTORS).is_file()
@@ -77,7 +90,7 @@ def read_embeddings(folder: Path | str) -> Embeddings:
         raise _damaged(
             folder / VECTORS, f"{vectors.shape} {vectors.dtype} instead of {(count, width)} {dtype}"
         )
-    return Embeddings(folder, about, file, start, end, label, vectors)
+    return Embeddings(folder, about, file, start, end, label, vectors, group)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -92,13 +105,19 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         made = about["format"]
-        whole = all(isinstance(about[name], int) for name in ("windows", "width")) and np.dtype(
-            about["dtype"]
-        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, repr(error)) from error
-    if made != FORMAT or not whole:
+    if made != FORMAT:
         raise UserError(f"{path} has format {made}, this version reads {FORMAT}; embed again")
+    for name, kind in NEEDED.items():
+        if not isinstance(about.get(name), kind):
+            raise _damaged(path, f'it does not say "{name}"')
+    if missing := {"name", "digest"} - about["encoder"].keys():
+        raise _damaged(path, f'it does not say the {" and ".join(sorted(missing))} of its "encoder"')
+    try:
+        np.dtype(about["dtype"])
+    except TypeError as error:
+        raise _damaged(path, repr(error)) from error
     return about
 
 
@@ -111,17 +130,20 @@ def save_embeddings(
     label: Sequence[str | None],
     vectors: np.ndarray,
     kept: Kept = "both",
+    group: Sequence[str | None] | None = None,
 ) -> None:
     """Writes a table that is in memory, whole or not at all; an earlier ``folder`` is replaced.
 
-    file, label: [N]. start, end: float64 [N]. vectors: float32 or float16 [N, width]. about: goes into
-    `embeddings.json`, with the numbers that follow from the table. Raises UserError if the disk is full.
+    file, label, group (default: none known): [N]. start, end: float64 [N]. vectors: float32 or float16 [N, width].
+    about: goes into `embeddings.json`, with the numbers that follow from the table; "encoder" and "layer" must be in
+    it. Raises UserError if the disk is full.
     """
     assert len(file) == len(start) == len(end) == len(label) == len(vectors) and vectors.ndim == 2
-    names = list(dict.fromkeys(zip(file, label, strict=True)))
+    told = [Told(*one) for one in zip(file, label, group or [None] * len(file), strict=True)]
+    names = list(dict.fromkeys(told))
     place = {name: number for number, name in enumerate(names)}
     rows = np.empty(len(vectors), _ROW)
-    rows["file"] = [place[name] for name in zip(file, label, strict=True)]
+    rows["file"] = [place[one] for one in told]
     rows["start"], rows["end"] = start, end
     counted = {
         "format": FORMAT,
@@ -132,7 +154,7 @@ def save_embeddings(
     with replace_folder(Path(folder)) as new:
         if kept != "parquet":
             np.save(new / VECTORS, np.ascontiguousarray(vectors))
-        _write_parquet(new / WINDOWS, rows, [f for f, _ in names], [k for _, k in names], vectors, kept)
+        _write_parquet(new / WINDOWS, rows, names, vectors, kept)
         _write_failures(new / FAILURES, [])
         write_json(new / ABOUT, {"files": len(names), "failed": 0, "kept": kept, **about, **counted})
 
@@ -234,31 +256,31 @@ class Draft:
     def finish(
         self,
         about: Callable[[], dict[str, Any]],
-        files: Sequence[str],
-        labels: Sequence[str | None],
+        files: Sequence[Told],
         kept: Kept,
     ) -> None:
-        """Makes the drafts a table. about: what to say of it. files, labels: of all files, in order."""
+        """Makes the drafts a table. about: what to say of it. files: all of them, in order."""
         with self._room():
             self.commit()
             _write_head(self._open[VECTORS], self.rows, self.width, self.dtype)
             self.close(unlock=False)
             vectors = _read_npy(self.part / VECTORS, (self.rows, self.width))
             rows = np.fromfile(self.part / "windows.bin", _ROW)
-            _write_parquet(self.part / WINDOWS, rows, files, labels, vectors, kept)
+            _write_parquet(self.part / WINDOWS, rows, files, vectors, kept)
             del vectors
-            failed = [(name, one.reason) for name, one in zip(files, self.done, strict=True) if one.reason]
-            _write_failures(self.part / FAILURES, failed)
+            _write_failures(self.part / FAILURES, self._failed(files))
             write_json(self.part / ABOUT, {**about(), "windows": self.rows, "kept": kept})
             for path in self.part.iterdir():
                 sync(path)
             settle(self.folder)
         self.close()
 
-    def give_up(self, files: Sequence[str]) -> Path:
+    def _failed(self, files: Sequence[Told]) -> list[tuple[str, str | None]]:
+        return [(told.file, one.reason) for told, one in zip(files, self.done, strict=True) if one.reason]
+
+    def give_up(self, files: Sequence[Told]) -> Path:
         """Throws the drafts away, and leaves the table of what failed; its path."""
-        failed = [(name, one.reason) for name, one in zip(files, self.done, strict=True) if one.reason]
-        _write_failures(self.folder / FAILURES, failed)
+        _write_failures(self.folder / FAILURES, self._failed(files))
         self.close()
         shutil.rmtree(self.part)
         return self.folder / FAILURES
@@ -348,8 +370,7 @@ def _write_failures(path: Path, failed: Sequence[tuple[str, str | None]]) -> Non
 def _write_parquet(
     path: Path,
     rows: np.ndarray,
-    files: Sequence[str],
-    labels: Sequence[str | None],
+    files: Sequence[Told],
     vectors: np.ndarray,
     kept: Kept,
 ) -> None:
@@ -357,7 +378,7 @@ def _write_parquet(
     pa, parquet = _pyarrow()
     width = vectors.shape[1]
     columns = [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
-    columns += [("label", pa.string()), ("row", pa.int64())]
+    columns += [("label", pa.string()), ("group", pa.string()), ("row", pa.int64())]
     if kept != "numpy":
         kind = pa.float16() if vectors.dtype == np.float16 else pa.float32()
         columns.append(("vector", pa.list_(kind, width)))
@@ -366,15 +387,19 @@ def _write_parquet(
     # through a handle of ours: what goes wrong is then an OSError with its number
     with (
         path.open("wb") as handle,
-        parquet.ParquetWriter(handle, schema, use_dictionary=["file", "label"]) as writer,
+        parquet.ParquetWriter(handle, schema, use_dictionary=list(NAMES)) as writer,
     ):
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
+            file, label, group = (
+                pa.array([getattr(files[i], name) for i in part["file"]], pa.string()) for name in NAMES
+            )
             values: list[Any] = [
-                pa.array([files[i] for i in part["file"]], pa.string()),
+                file,
                 pa.array(part["start"]),
                 pa.array(part["end"]),
-                pa.array([labels[i] for i in part["file"]], pa.string()),
+                label,
+                group,
                 pa.array(np.arange(first, first + len(part))),
             ]
             if kept != "numpy":
@@ -383,19 +408,20 @@ def _write_parquet(
             writer.write_table(pa.Table.from_arrays(values, schema=schema), row_group_size=step)
 
 
-def _read_windows(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str | None]]:
+def _read_windows(
+    path: Path,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str | None], list[str | None]]:
     pa, parquet = _pyarrow()
     try:
-        columns = ["file", "start", "end", "label"]
-        # memory mapping would keep pages of the vectors; paths and labels repeat, so each is kept once
-        table = parquet.read_table(path, columns=columns, read_dictionary=["file", "label"])
-        file, label = (_named(table.column(name)) for name in ("file", "label"))
+        # memory mapping would keep pages of the vectors; paths, labels and groups repeat, so each is kept once
+        table = parquet.read_table(path, columns=[*NAMES, "start", "end"], read_dictionary=list(NAMES))
+        file, label, group = (_named(table.column(name)) for name in NAMES)
         start, end = (table.column(name).to_numpy().astype(np.float64) for name in ("start", "end"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; embed again into a new folder") from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(path, str(error)) from error
-    return file, start, end, label.tolist()
+    return file, start, end, label.tolist(), group.tolist()
 
 
 def _named(column: Any) -> np.ndarray:

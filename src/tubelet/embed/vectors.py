@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tubelet.data.augment import normalise
-from tubelet.embed.head import read_head
 from tubelet.errors import UserError, nearest
+from tubelet.evaluate.head import head_digest, read_head
 from tubelet.evaluate.source import Views
 from tubelet.export.weights import Encoder
 from tubelet.nn.heads import AttentivePooler
@@ -115,9 +114,8 @@ def choose_vectors(
         return Vectors(encoder, layer, known, views)
     if head is None:
         raise UserError(
-            'pool="attentive" pools by a trained head; give head=FILE, written by tubelet.embed.head.write_head '
-            "from what an attentive probe has trained on this layer, or use another pool"
+            'pool="attentive" pools by a trained head; give head=FOLDER, the result of tubelet probe --kind attentive '
+            "on this layer, or use another pool"
         )
     pooler = read_head(head, encoder, layer)
-    digest = hashlib.sha256(Path(head).read_bytes()).hexdigest()[:16]
-    return Vectors(encoder, layer, known, views, pooler, digest)
+    return Vectors(encoder, layer, known, views, pooler, head_digest(head))

@@ -14,6 +14,7 @@ import numpy as np
 from tubelet.data.manifest import Video
 from tubelet.evaluate.amount import Amount
 from tubelet.evaluate.confusion import confusion, draw_confusion
+from tubelet.evaluate.head import HEAD, write_head
 from tubelet.evaluate.metrics import Estimate, Predictions
 from tubelet.evaluate.saved import PREDICTIONS, write_predictions
 from tubelet.evaluate.score import Scored
@@ -88,15 +89,31 @@ class ProbeResult:
             for few in self.few_labels
         ]
 
+    def no_head(self) -> str:
+        """Why there is no attentive head to keep, in a clause; empty if there is one, and for other probes."""
+        if self.about["kind"] != "attentive":
+            return ""
+        if self.scored.head is None:
+            return f"{len(self.scored.chosen)} were trained, one for each fold or draw of labels"
+        layers = self.about["layers"]
+        return (
+            "" if len(layers) == 1 else f"it reads {len(layers)} layers at once, and tubelet embed reads one"
+        )
+
     def save(self, folder: Path | str) -> None:
         """Writes the result into ``folder``, each file whole or not at all, results.json last.
 
         predictions.csv, results.json; confusion.png (of classes; for knn with the fewest neighbours);
+        head.safetensors, the attentive head that gave the predictions, for `tubelet embed`, unless `no_head`;
         few_labels.csv and predictions-5.csv, predictions-10pct.csv and so on, where several amounts of labels were
         asked. Files of an earlier result that this one does not have are removed.
         """
         folder = Path(folder)
         written = {PREDICTIONS, RESULTS}
+        if self.scored.head is not None and not self.no_head():
+            written.add(HEAD)
+            (layer,) = self.about["layers"]
+            write_head(folder / HEAD, self.scored.head, self.about["encoder"]["digest"], layer)
         self._write_predictions(folder / PREDICTIONS, self.scored)
         if self.few_labels:
             written.add(FEW_LABELS)
@@ -110,7 +127,7 @@ class ProbeResult:
             with replace_file(folder / CONFUSION) as draft:
                 draft.write_bytes(picture)
         write_json(folder / RESULTS, self._record())
-        for stale in (CONFUSION, FEW_LABELS, *(file.name for file in folder.glob("predictions-*.csv"))):
+        for stale in (CONFUSION, FEW_LABELS, HEAD, *(file.name for file in folder.glob("predictions-*.csv"))):
             if stale not in written:
                 (folder / stale).unlink(missing_ok=True)
 

@@ -27,6 +27,7 @@ from tubelet.evaluate.metrics import (
 from tubelet.evaluate.ridge import choose_alpha, ridge_values
 from tubelet.evaluate.tasks import Fold, Task, few_labels, folds
 from tubelet.evaluate.values import RealTask, value_folds
+from tubelet.nn.heads import AttentiveClassifier
 
 Kind = Literal["linear", "knn", "attentive", "ridge", "finetune"]
 KINDS: tuple[Kind, ...] = ("linear", "knn", "attentive", "ridge", "finetune")
@@ -41,6 +42,7 @@ class Scored:
     metrics: "top1", "top5" (of more than five classes), "macro_recall", "f1_macro", "map", "auroc"; for ridge "r2"
     and "mae"; for knn one of each per k, "top1@k5". predictions: by the same suffix ("" or "@k5"). chosen: the
     knobs of every fit. train, test: clips per fit (means over folds), and in all. notes: what a reader must know.
+    head: the attentive head that gave the predictions, if it was one head that gave them all.
     """
 
     metrics: dict[str, Estimate]
@@ -49,6 +51,7 @@ class Scored:
     train: int
     test: int
     notes: tuple[str, ...]
+    head: AttentiveClassifier | None = None
 
 
 def score(
@@ -93,6 +96,7 @@ def score(
     found: dict[str, list[Answers]] = {}
     chosen: list[dict[str, Any]] = []
     notes = list(task.notes)
+    head: AttentiveClassifier | None = None
     sizes, least = [], []
     choice = labels is not None and any(
         len(few_labels(stratum, fold.train, labels, 0, seed)) < len(fold.train) for fold in cut
@@ -106,6 +110,7 @@ def score(
                 features, task, kind, Fold(train, fold.test), draw, ks, settings, seed, device, progress
             )
             chosen.append({"draw": draw, "fold": number, **fit.choice})
+            head = fit.head
             if fit.note and fit.note not in notes:
                 notes.append(fit.note)
             for suffix, answers in fit.answers.items():
@@ -120,15 +125,17 @@ def score(
     notes += _remarks(task, tested, len(cut))
     if isinstance(task, Task):
         notes += _class_remarks(task, tested, kind, min(sizes), min(least), labels)
-    return Scored(metrics, predictions, chosen, round(float(np.mean(sizes))), len(tested), tuple(notes))
+    only = head if len(chosen) == 1 else None
+    return Scored(metrics, predictions, chosen, round(float(np.mean(sizes))), len(tested), tuple(notes), only)
 
 
 class _Fit(NamedTuple):
-    """One probe: what it says of the test clips, by suffix; the knobs chosen for it; what to tell."""
+    """One probe: what it says of the test clips, by suffix; the knobs chosen for it; what to tell; its head."""
 
     answers: dict[str, Answers]
     choice: dict[str, Any]
     note: str = ""
+    head: AttentiveClassifier | None = None
 
 
 def _fit(
@@ -155,6 +162,7 @@ def _fit(
     assert kind != "ridge", "ridge is for numbers"
     classes, label = len(task.classes), task.label[train]
     choice: dict[str, Any] = {}
+    head: AttentiveClassifier | None = None
     if kind == "attentive":
         assert callable(features)
         seen = settings is not None and settings.best_on == "test"  # else no test label leaves this function
@@ -171,7 +179,7 @@ def _fit(
             test_label=task.label[test] if seen else None,
             progress=progress,
         )
-        scores, note = {"": result.scores}, result.note
+        scores, note, head = {"": result.scores}, result.note, result.head
         choice = {"lr": result.lr, "wd": result.wd, "heads": [asdict(head) for head in result.heads]}
     elif kind == "finetune":
         assert callable(features)
@@ -191,7 +199,7 @@ def _fit(
     answers: dict[str, Answers] = {
         suffix: Predictions(test, draws, task.label[test], values) for suffix, values in scores.items()
     }
-    return _Fit(answers, choice, note)
+    return _Fit(answers, choice, note, head)
 
 
 def _check_finite(features: np.ndarray) -> None:

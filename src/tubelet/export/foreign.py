@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -63,12 +64,16 @@ class Foreign:
 
 @dataclass(frozen=True)
 class _Tensors:
-    """A file's encoder before it is ours: its family, its tensors under the family's names, and what to call it."""
+    """A file's encoder before it is ours: its family, its tensors under the family's names, and what to call it.
+
+    said: what an export of ours says of itself (`tubelet.export.about.about`), empty for all others.
+    """
 
     file: Path
     family: Family
     state: dict[str, Tensor]
     which: str
+    said: dict[str, Any] = field(default_factory=dict)
 
 
 def is_foreign(path: Path) -> bool:
@@ -87,8 +92,10 @@ def read_foreign(
 
     which: of a V-JEPA file, "target_encoder", "encoder" or "ema_encoder" (default: the averaged one). heads: attention
     heads, for sizes whose number is not known. allow_partial: what does not fit stays at its first draw (seed 0).
-    Says in one line what was recognised and how it fitted. Raises UserError if nothing in ``path`` is known, if it is
-    damaged or would have to be run to be read, or if anything that the encoder needs is missing or different.
+    A file that says whose it is, as our exports do, keeps its own licence, source, clips and heads; else they are the
+    family's, or the model card's. Says in one line what was recognised and how it fitted. Raises UserError if nothing
+    in ``path`` is known, if it is damaged or would have to be run to be read, or if anything that the encoder needs is
+    missing or different.
     """
     file = _weights_file(path)
     found = _recognised(file, which)
@@ -97,27 +104,32 @@ def read_foreign(
         shape = shape_of(family, found.state)
     except ValueError as error:
         raise UserError(f"{file} is no {family.name} encoder of videos: {error}; {READ}") from error
-    geometry = _geometry(found, shape)
+    geometry, said, teller = _geometry(found, shape), found.said, file
+    known = said.get("heads")
     if family in (VJEPA2_HF, VIDEOMAE_HF):
-        shape, known, geometry = _configured(file.parent, family)
-        if heads not in (None, known):
-            raise UserError(f"heads={heads}, but {file.parent / 'config.json'} says {known}; leave heads out")
-        heads = known
-    else:
-        heads = family.heads.get((shape.dim, shape.depth)) if heads is None else heads
+        shape, known, geometry, said = _configured(file.parent, family)
+        teller = file.parent / "config.json"
+    if known is not None and heads not in (None, known):
+        raise UserError(f"heads={heads}, but {teller} says {known}; leave heads out")
+    usual = family.heads.get((shape.dim, shape.depth))
+    heads = next((one for one in (known, heads, usual) if one is not None), None)
     if heads is None or heads < 1:
         raise UserError(
             f"{file} is {shape.dim} wide and {shape.depth} deep, no size of {family.name} that is known, and its "
-            f"tensors do not tell the number of attention heads; say heads=NUMBER, not {heads}"
+            f"tensors do not tell the number of attention heads; say heads=NUMBER"
+            + ("" if heads is None else f", not {heads}")
         )
     model = _empty(file, shape, heads, family, allow_partial)
     fit = fill(model, family, found.state)
     about = {
         "source": str(path),
         "kind": family.name,
-        "licence": _card_licence(file.parent) if family.licence == "unknown" else family.licence,
+        "licence": family.licence,
         "which": found.which,
+        **said.get("provenance", {}),
     }
+    if family.licence == "unknown":
+        about["licence"] = _card_licence(file.parent, about["licence"])
     told = (
         f"{fit.matched} tensors matched, {_some(fit.missing)} missing, {_some(fit.unexpected)} unexpected, "
         f"{_some(fit.reshaped)} of another shape"
@@ -131,8 +143,8 @@ def read_foreign(
         )
     left = f"; left random: {_some(fit.left_random)}" if fit.left_random else ""
     log.info(f"{path}: {family.name} ({found.which}), licence {about['licence']}: {told}{left}")
-    name = path.name if path.is_dir() else re.sub(r"(\.(pt|pth|tar|bin|ckpt|safetensors))+$", "", path.name)
-    return Foreign(model, geometry, name, {**about, **partial})
+    stem = path.name if path.is_dir() else re.sub(r"(\.(pt|pth|tar|bin|ckpt|safetensors))+$", "", path.name)
+    return Foreign(model, geometry, str(about.get("name", stem)), {**about, **partial})
 
 
 def _weights_file(path: Path) -> Path:
@@ -209,15 +221,47 @@ def _jepa(file: Path, content: Mapping[str, Any], jepa: list[str], which: str | 
         # released V-JEPA 2 files keep a table that their rotary encoder never reads; they have ten mask tokens (or, in
         # the action-conditioned one, none), V-JEPA 1 has one for each of its two masks
         family = VJEPA1 if masks in (1, 2) else VJEPA2
-    return _Tensors(file, family, state, chosen)
+    return _Tensors(file, family, state, chosen, _said(file, content.get("tubelet")))
+
+
+def _said(file: Path, about: Any) -> dict[str, Any]:
+    """What ``about``, of a file or its config, says as an export of ours does: "geometry", "provenance", maybe "heads".
+
+    Empty if it is not there. Raises UserError if it is there and makes no sense: without it, clips would be sampled at
+    another rate.
+    """
+    if about is None:
+        return {}
+    try:
+        stored, provenance = dict(about["geometry"]), dict(about["provenance"])
+        json.dumps(provenance)  # what is no text or number could not be written with the encoder
+        pixels = {name: tuple(map(float, stored[name])) for name in ("mean", "std")}
+        geometry = Geometry(
+            int(stored["frames"]),
+            None if stored["fps"] is None else float(stored["fps"]),
+            int(stored["frame_step"]),
+            int(stored["crop_size"]),
+            **pixels,
+        )
+        numbers = (geometry.frames, geometry.fps or 1, geometry.frame_step, geometry.crop_size, *geometry.std)
+        if not all(0 < number < math.inf for number in numbers):
+            raise ValueError("a number is not positive")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f'{file} says under "tubelet" nothing that an export of ours says ({error!r}); export it again'
+        ) from error
+    heads = about.get("heads")
+    return {"geometry": geometry, "provenance": provenance} | ({"heads": heads} if heads else {})
 
 
 def _geometry(found: _Tensors, shape: Shape) -> Geometry:
-    """The clips of a file without config: the family's, with frames and crop of a table where they show.
+    """The clips of a file without config: what it says, or the family's, with frames and crop of a table if they show.
 
     Raises UserError if positions were added that differ from those that are computed.
     """
     family = found.family
+    if found.said:
+        return found.said["geometry"]
     geometry = Geometry(family.frames, family.fps, family.frame_step, family.crop_size)
     if not isinstance(family.positions, SinCos):
         return geometry
@@ -236,8 +280,11 @@ def _geometry(found: _Tensors, shape: Shape) -> Geometry:
     return Geometry(time * shape.patch[0], family.fps, family.frame_step, side * shape.patch[1])
 
 
-def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry]:
-    """Shape, heads and clips that a Hugging Face config.json and its preprocessor's config tell."""
+def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry, dict[str, Any]]:
+    """Shape, heads and clips that a Hugging Face config.json and its preprocessor's config tell; `_said` of it.
+
+    Frames and crop are the config's own, which its owner may have changed; the rate of frames is in ours alone.
+    """
     file = folder / "config.json"
     config = _read_config(file) if file.is_file() else {}
     if MODEL_TYPES.get(str(config.get("model_type"))) is not family:
@@ -265,13 +312,15 @@ def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry]:
         raise UserError(f"{file} asks for layer_norm_eps {eps:g}; our encoder has 1e-6")
     if crop != other:
         raise UserError(f"{file} says image_size {crop} x {other}; clips are square here")
+    said = _said(file, config.get("tubelet"))
+    geometry = said.get("geometry", Geometry(fps=family.fps, frame_step=family.frame_step))
     pixels: dict[str, tuple[float, ...]] = {}
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         about = _read_config(folder / name) if (folder / name).is_file() else {}
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
             if isinstance(values := about.get(theirs), list) and len(values) == channels:
                 pixels[ours] = tuple(map(float, values))
-    return shape, heads, Geometry(frames, family.fps, family.frame_step, crop, **pixels)
+    return shape, heads, replace(geometry, frames=frames, crop_size=crop, **pixels), said
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -363,16 +412,24 @@ def _read_config(file: Path) -> dict[str, Any]:
     return content
 
 
-def _card_licence(folder: Path) -> str:
-    """The licence that a model card, README.md, names in its head; "unknown" without one."""
+def _card_licence(folder: Path, said: str) -> str:
+    """The licence that a model card, README.md, names in its head; ``said`` if it names none.
+
+    The card is where the owner of a repository says it, so it goes first; but where it only has the hub's word for
+    what ``said`` spells out, ``said`` stays.
+    """
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         head = re.match(r"---\s*\n(.*?)\n---", text, re.S)
         about = yaml.safe_load(head[1]) if head else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return "unknown"
+        return said
     licence = about.get("license") if isinstance(about, dict) else None
-    return licence if isinstance(licence, str) else "unknown"
+    if isinstance(about, dict) and licence == "other":
+        licence = about.get("license_name", licence)
+    if not isinstance(licence, str) or licence in ("unknown", said.lower()):
+        return said
+    return licence
 
 
 def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:

@@ -34,11 +34,12 @@ def write_vjepa2(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Wri
         )
     # some of Meta's code reads one name and some the other; they share their memory, so the file holds it once
     state = {f"module.backbone.{name}": tensor for name, tensor in named_as(model, VJEPA2).items()}
-    torch.save({"encoder": state, "target_encoder": state, "tubelet": about(encoder)}, draft / FILE)
+    own = {**about(encoder), "heads": model.heads}  # which no file of this kind tells otherwise
+    torch.save({"encoder": state, "target_encoder": state, "tubelet": own}, draft / FILE)
     (draft / NOTE).write_text(note(encoder), encoding="utf-8")
     told = [f'"encoder" and "target_encoder" in {FILE} are both this encoder; there is no predictor']
     if VJEPA2.heads.get((model.dim, model.depth)) != model.heads:
-        told.append(f"no file of this kind tells the number of heads: load it with heads={model.heads}")
+        told.append(f"other programs have to be told that it has {model.heads} heads: no tensor shows it")
     return Written(_read(draft / FILE, model), exact=True, told=tuple(told))
 
 

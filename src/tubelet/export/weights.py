@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -42,6 +43,18 @@ class Encoder:
     name: str
     digest: str
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def embed_video(self, path: Path | str, **knobs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The windows of one video: their vectors, float32 [N, ...], and times, float64 [N, 2], from and to, s.
+
+        knobs: window, stride, layer, pool, head, views, start, end, batch_size and device, of
+        `tubelet.embed.embed.embed_video`, which this is, errors included.
+        """
+        # What is above may be asked for from here because a loaded encoder is what people hold in their hands; nothing
+        # of it is loaded, and nothing here depends on it, until somebody asks.
+        from tubelet.embed.embed import embed_video
+
+        return embed_video(self, path, **knobs)
 
 
 def digest(model: ViT | Pixels) -> str:

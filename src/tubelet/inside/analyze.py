@@ -42,6 +42,8 @@ def analyze(
     manner: Manner | None = None,
     seed: int = 0,
     command: str | None = None,
+    allow_partial: bool = False,
+    heads: int | None = None,
 ) -> dict[str, Any]:
     """Measures what every layer of ``encoders`` knows of ``data`` and draws it; returns what analysis.json holds.
 
@@ -50,6 +52,7 @@ def analyze(
     influence, gratings and checkpoints is not computed again, nor are features; what is quick is: probes of DATA's
     labels, similarity, spectrum. names: what to call the encoders. layers: to look at (default: all). label, folds,
     unlabelled: as for `probe`. views: clips of each video; several allow LiDAR. command: what the page says was typed.
+    allow_partial, heads: of published weights, as for `load_encoder`.
 
     One forward per clip and encoder gives all layers' features; tokens, attention and influence are of a sample;
     OccDrop, gratings and checkpoints are forwards of their own. Memory: a batch of clips with its tokens; one layer's
@@ -60,7 +63,7 @@ def analyze(
     known.
     """
     amounts, manner, out = amounts or Amounts(), manner or Manner(), Path(out)
-    subjects = read_subjects(encoders, names, layers)
+    subjects = read_subjects(encoders, names, layers, allow_partial, heads)
     saved = {} if amounts.checkpoints is None else _checkpoints(subjects, amounts.checkpoints)
     footage = read_footage(data, label, folds, unlabelled, views, seed)
     console = Console(stderr=True)

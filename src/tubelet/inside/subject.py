@@ -32,17 +32,22 @@ class Subject:
 
 
 def read_subjects(
-    specs: Sequence[str], names: Sequence[str] | None = None, layers: Sequence[int] | None = None
+    specs: Sequence[str],
+    names: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    allow_partial: bool = False,
+    heads: int | None = None,
 ) -> list[Subject]:
     """Loads the encoders ``specs`` names.
 
     names: what to call them (default: their own names, or how they were called where two would be the same). layers: to
-    be looked at (default: all, the embedding too). Raises UserError for a number of names that is not that of encoders,
-    for an encoder that is named twice, and for a layer that one of them has not.
+    be looked at (default: all, the embedding too). allow_partial, heads: as for `load_encoder`. Raises UserError for a
+    number of names that is not that of encoders, for an encoder that is named twice, and for a layer that one of them
+    has not.
     """
     if names is not None and len(names) != len(specs):
         raise UserError(f"names={','.join(names)}: {len(names)} names for {len(specs)} encoders")
-    loaded = [load_encoder(spec) for spec in specs]
+    loaded = [load_encoder(spec, allow_partial=allow_partial, heads=heads) for spec in specs]
     called = list(names) if names is not None else _names(specs, loaded)
     if twice := [name for name, count in Counter(called).items() if count > 1]:
         raise UserError(f'two encoders are called "{twice[0]}"; tell them apart with names=')

@@ -29,7 +29,7 @@ from tubelet.analysis.health import HealthMonitor, Verdict, keep, verdict
 from tubelet.data.manifest import Manifest, read_manifest
 from tubelet.data.stream import Stream
 from tubelet.errors import UserError
-from tubelet.export.weights import Geometry, load_encoder, save_encoder
+from tubelet.export.weights import Encoder, Geometry, load_encoder, save_encoder
 from tubelet.files import write_json, write_text
 from tubelet.masks import MultiBlockMask, RandomMask, TubeMask
 from tubelet.methods.method import Method
@@ -113,7 +113,7 @@ Build = Callable[[ViT, Plan], Method]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything decided, nothing written."""
+    """Everything decided, nothing written. source: the encoder that ``init_from`` names."""
 
     method: Method
     chosen: Fit
@@ -123,6 +123,7 @@ class Prepared:
     data_digest: str
     stream: Stream
     held: tuple[nn.Module, ...]
+    source: Encoder | None
 
 
 def pretrain(
@@ -161,7 +162,7 @@ def pretrain(
             "data_digest": ready.data_digest,
             "init_from": knobs.init_from,
             "branch_from": knobs.branch_from,
-            "licence": _licence(knobs),
+            **_origin(knobs, ready.source),
         }
 
         def save_encoders(folder: Path, step: int) -> None:
@@ -180,8 +181,8 @@ def pretrain(
         monitors = []
         if world.main:
             announce(recipe, chosen, method, planned, len(ready.readable), phases and phases(chosen))
-            if knobs.init_from is not None:
-                log.info(_continues(knobs, method))
+            if ready.source is not None:
+                log.info(_continues(knobs, method, ready.source, ready.geometry))
         if knobs.dry_run:
             nothing = Summary(0, knobs.precision, Spent(), out)
             return Finished(out, method, nothing, Verdict("too early", None, "not started"), chosen, planned)
@@ -221,7 +222,7 @@ def pretrain(
         if not world.main:
             return Finished(out, method, summary, Verdict("too early", None, ""), chosen, planned)
         save_encoders(out, summary.steps)
-        health = _conclude(out, method, summary, chosen, loss_is_signal)
+        health = _conclude(out, method, summary, chosen, loss_is_signal, origin)
         return Finished(out, method, summary, health, chosen, planned)
 
 
@@ -251,7 +252,8 @@ def _prepare(
     readable = manifest.readable()
     footage = look_at(readable)
     source = None if knobs.init_from is None else _source(knobs)
-    sized = knobs if source is None else replace(knobs, model=_size_of(source))
+    begun = None if source is None else _begins_with(source)
+    sized = knobs if begun is None else replace(knobs, model=_size_of(begun))
 
     def step_flops(model: str, crop: int) -> float:
         method = _meta(knobs, paper, build, model)
@@ -279,7 +281,7 @@ def _prepare(
     with mendable():
         if rate is not None:
             chosen = replace(chosen, lr=rate(chosen.lr, chosen))
-        encoder = source or new_encoder(knobs, paper, chosen.model)
+        encoder = begun or new_encoder(knobs, paper, chosen.model)
         method = build(encoder, chosen).to(world.device)
         _try_out(method, knobs, chosen)
     if knobs.freeze_layers > encoder.depth:
@@ -307,14 +309,24 @@ def _prepare(
         world=world.shards,
         device=world.device,
     )
-    return Prepared(method, chosen, settings, geometry, readable, data_digest, stream, held)
+    return Prepared(method, chosen, settings, geometry, readable, data_digest, stream, held, source)
 
 
-def _licence(knobs: Knobs) -> str:
-    for name in ("init_from", "branch_from"):
-        if getattr(knobs, name) is not None:
-            return f"that of {name}"
-    return "yours: trained from scratch"
+def _origin(knobs: Knobs, source: Encoder | None) -> dict[str, Any]:
+    """Under which licence the new weights are, and whose weights they began with: what that encoder says of itself.
+
+    A licence binds what is made from the weights, so it goes from run to run, to whatever is exported in the end.
+    """
+    if knobs.branch_from is not None:
+        folder = Path(knobs.branch_from)
+        # a checkpoint keeps its encoder beside it; one that has been taken away is no reason not to go on
+        known = load_encoder(folder).provenance if (folder / "encoder" / "encoder.json").is_file() else {}
+    elif source is not None:
+        known = source.provenance
+    else:
+        return {"licence": "yours: trained from scratch"}
+    began = known.get("began_from") or known.get("source") or known.get("name") or "unknown"
+    return {"licence": known.get("licence") or "unknown", "began_from": began}
 
 
 def choose_mask(knobs: Knobs, default: str, ratio: float, kinds: int) -> MaskSampler:
@@ -391,7 +403,14 @@ def environment(world: World) -> dict[str, Any]:
     }
 
 
-def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_signal: bool) -> Verdict:
+def _conclude(
+    out: Path,
+    method: Method,
+    summary: Summary,
+    chosen: Fit,
+    loss_is_signal: bool,
+    origin: Mapping[str, Any],
+) -> Verdict:
     """run.json, the verdict in words, and the report."""
     rows = load_metrics(out / "metrics.jsonl")
     health = verdict(rows)
@@ -409,6 +428,7 @@ def _conclude(out: Path, method: Method, summary: Summary, chosen: Fit, loss_is_
             "keep": asdict(best),
             "encoders": list(method.encoders()),
             "windows": chosen.windows,
+            **{name: origin[name] for name in ("init_from", "licence", "began_from") if name in origin},
         },
     )
     waited = [row["time/data_frac"] for row in rows if "time/data_frac" in row]
@@ -495,11 +515,12 @@ def new_encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
     return build_vit(model, patch, positions=positions, init_std=init_std(knobs, model))
 
 
-def _source(knobs: Knobs) -> ViT:
+def _source(knobs: Knobs) -> Encoder:
     """The encoder ``init_from``: its own architecture holds, and knobs that contradict it are refused."""
     assert knobs.init_from is not None
     patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
-    loaded = load_encoder(knobs.init_from).model
+    encoder = load_encoder(knobs.init_from)
+    loaded = encoder.model
     if not isinstance(loaded, ViT):
         raise UserError(f"init_from={knobs.init_from} has no weights; name a run or an encoder folder")
     if loaded.patch != patch:
@@ -526,7 +547,13 @@ def _source(knobs: Knobs) -> ViT:
         raise UserError(
             f"init_std={knobs.init_std} is for new weights, init_from brings its own; leave it out"
         )
-    return loaded.requires_grad_(True).train()
+    return encoder
+
+
+def _begins_with(source: Encoder) -> ViT:
+    """The weights of ``source``, to be trained."""
+    assert isinstance(source.model, ViT)
+    return source.model.requires_grad_(True).train()
 
 
 def _size_of(encoder: ViT) -> str:
@@ -536,21 +563,31 @@ def _size_of(encoder: ViT) -> str:
     return named[0] if named else f"{encoder.dim}x{encoder.depth}x{encoder.heads}"
 
 
-def _continues(knobs: Knobs, method: Method) -> str:
-    """What comes from ``init_from`` and what does not."""
-    about = load_encoder(str(knobs.init_from)).provenance
+def _continues(knobs: Knobs, method: Method, source: Encoder, clips: Geometry) -> str:
+    """What comes from ``init_from`` and what does not, and what it has not seen. clips: those of the run."""
+    about, before = source.provenance, source.geometry
     new = [
         name
         for name, part in method.named_children()
         if part is not method.encoder and any(p.requires_grad for p in part.parameters())
     ]
-    trained = (
-        f"{about['recipe']}, step {about['step']}" if "recipe" in about else about.get("source", "unknown")
-    )
-    return (
+    trained = about.get("source", "unknown")
+    if "recipe" in about:
+        trained = f"{about['recipe']}, step {about.get('step', 'unknown')}"
+    told = (
         f"encoder and its positions ({name_positions(method.encoder.positions)[0]}) from {knobs.init_from} "
-        f"({trained}); new, with random weights: {', '.join(new)}"
+        f"({trained}); new, with random weights: {', '.join(new)}; licence: {about.get('licence') or 'unknown'}"
     )
+    if (before.frames, before.crop_size) != (clips.frames, clips.crop_size):
+        told += (
+            f"; it knows clips of {before.frames} frames and {before.crop_size} pixels, and goes on with "
+            f"{clips.frames} and {clips.crop_size}"
+        )
+    if (before.mean, before.std) != (clips.mean, clips.std):
+        told += (
+            f"; pixels were normalised by {before.mean} and {before.std}, now by {clips.mean} and {clips.std}"
+        )
+    return told
 
 
 def _try_out(method: Method, knobs: Knobs, chosen: Fit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from tubelet.report.found import Stretch, add_stretches, between
 from tubelet.report.page import Key, Page
 from tubelet.report.table import Cell, Score
 from tubelet.search.hits import Hit
-from tubelet.search.judge import COLUMNS, Judged, judge_search
+from tubelet.search.judge import COLUMNS, ELSEWHERE, Judged, judge_search
 from tubelet.search.query import Found, path_of, query_of_file, search
 
 
@@ -123,11 +124,12 @@ def found_page(table: Embeddings, found: Found) -> Page:
 
 def judged_lines(judged: Judged) -> Iterator[str]:
     """Means, then a line per class."""
-    rows = [["", *COLUMNS, "windows"]]
-    every = [f"{judged.overall.values[name]:.3f}" for name in COLUMNS]
-    rows.append(["all", *every, f"{judged.windows}"])
+    columns = _columns(judged)
+    rows = [["", *columns, "windows"]]
+    means = _means(judged)
+    rows.append(["all", *(f"{means[name]:.3f}" for name in columns), f"{judged.windows}"])
     for name, values in judged.classes.items():
-        shown = [f"{values[k]:.3f}" if values["asked"] else "–" for k in COLUMNS]
+        shown = ["–" if math.isnan(values[k]) else f"{values[k]:.3f}" for k in columns]
         rows.append([name, *shown, f"{values['windows']:.0f}"])
     yield from _aligned(rows, words=0)
     yield f"  {_judged_how(judged)}"
@@ -139,27 +141,45 @@ def judged_page(table: Embeddings, judged: Judged) -> Page:
         "Do windows find their class?",
         f"{table.about['encoder']['name']} in {table.folder}, windows of the same file left out.",
     )
-    intervals = judged.overall.intervals
-    every = [Cell(Score(judged.overall.values[k]), interval=intervals[k]) for k in COLUMNS]
+    columns, means, intervals = _columns(judged), _means(judged), dict(judged.overall.intervals)
+    if judged.elsewhere is not None:
+        intervals[ELSEWHERE] = judged.elsewhere.intervals["map"]
+    every = [Cell(Score(means[k]), interval=intervals[k]) for k in columns]
     classes = [
         [
             name,
-            *(Cell(Score(values[k])) if values["asked"] else "–" for k in COLUMNS),
+            *("–" if math.isnan(values[k]) else Cell(Score(values[k])) for k in columns),
             f"{values['windows']:.0f}",
         ]
         for name, values in judged.classes.items()
     ]
     page.table(
-        ["class", *COLUMNS, "windows"],
+        ["class", *columns, "windows"],
         [["all", *every, f"{judged.windows}"], *classes],
         "Retrieval by cosine.",
-        f"Means over windows that ask. {_judged_how(judged)} In brackets: 95 % intervals, files drawn again.",
+        f"Means over windows that ask. {_judged_how(judged)} In brackets: 95 % intervals, "
+        f"{'groups' if judged.groups else 'files'} drawn again.",
     )
     return page
 
 
+def _columns(judged: Judged) -> tuple[str, ...]:
+    return COLUMNS if judged.elsewhere is None else ("map", ELSEWHERE, *COLUMNS[1:])
+
+
+def _means(judged: Judged) -> dict[str, float]:
+    other = {} if judged.elsewhere is None else {ELSEWHERE: judged.elsewhere.map}
+    return {**judged.overall.values, **other}
+
+
 def _judged_how(judged: Judged) -> str:
     told = f"{judged.overall.queries} windows of {judged.files} files asked; those of their own file do not count."
+    if judged.elsewhere is not None:
+        told += f" In {ELSEWHERE}, those of their own group do not count either ({judged.groups} groups)."
+    elif judged.groups:
+        told += f" No class occurs in two of the {judged.groups} groups, so {ELSEWHERE} is undefined."
+    else:
+        told += " No groups are known: files that are cuts of one recording find each other."
     if judged.overall.skipped:
         told += f" {judged.overall.skipped} could not: their class is in no other file."
     if judged.left_out:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from tubelet.embed.embed import embed_video
 from tubelet.embed.table import Embeddings
 from tubelet.errors import UserError
+from tubelet.evaluate.head import head_digest
 from tubelet.evaluate.source import Views
 from tubelet.export.weights import Encoder, load_encoder
 from tubelet.train.parallel import resolve_device
@@ -34,9 +34,10 @@ def embed_query(
     """
     about = table.about
     if encoder is None:
-        spec = about["encoder"]["spec"]
+        named = about["encoder"]
+        spec, how = named["spec"], ("which", "heads", "allow_partial")
         try:
-            encoder = load_encoder(spec)
+            encoder = load_encoder(spec, **{name: named[name] for name in how if name in named})
         except UserError as error:
             raise UserError(
                 f"the query has to be embedded by the encoder that made {table.folder}, and that cannot be loaded: "
@@ -76,13 +77,9 @@ def _check_head(table: Embeddings, head: Path | str | None) -> None:
     if table.about["pool"] != "attentive":
         return
     if head is None:
-        raise UserError(f"{table.folder} is pooled by a trained head; give the same file as head=FILE")
+        raise UserError(f"{table.folder} is pooled by a trained head; give the same one as head=FOLDER")
     made = table.about["recipe"]["head"]
-    try:
-        digest = hashlib.sha256(Path(head).read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UserError(f"head={head} cannot be read: {error.strerror}") from error
-    if digest != made:
+    if (digest := head_digest(head)) != made:
         raise UserError(f"{table.folder} was pooled by another head (digest {made}) than {head} ({digest})")
 
 

@@ -1,7 +1,8 @@
-"""A trained attentive pooler as a file, so that windows can be pooled by it."""
+"""A trained attentive head as a file, so that others can be pooled by what one probe has learned."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -13,37 +14,50 @@ from tubelet.export.weights import Encoder
 from tubelet.files import replace_file
 from tubelet.nn.heads import AttentiveClassifier, AttentivePooler
 
+HEAD = "head.safetensors"
+CURE = "give the folder of an attentive probe that kept its head (without folds, on one layer), or that file"
 
-def write_head(file: Path | str, head: AttentiveClassifier, encoder: Encoder, layer: int) -> None:
-    """Writes a head that was trained on ``encoder``'s tokens at ``layer``, such as `AttentiveResult.head`.
 
-    safetensors with the names of its ``state_dict()``; metadata: `heads` of its attention, `encoder` (its digest) and
+def write_head(file: Path | str, head: AttentiveClassifier, digest: str, layer: int) -> None:
+    """Writes a head that was trained on tokens at ``layer`` of the encoder with that ``digest``.
+
+    safetensors with the names of its ``state_dict()``; metadata: `heads` of its attention, `encoder` (the digest) and
     `layer`. Raises UserError if the disk is full.
     """
-    about = {"heads": str(head.pooler.heads), "encoder": encoder.digest, "layer": str(layer)}
+    about = {"format": "pt", "heads": str(head.pooler.heads), "encoder": digest, "layer": str(layer)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     with replace_file(Path(file)) as draft:
         save_file(state, draft, about)
 
 
-def read_head(file: Path | str, encoder: Encoder, layer: int) -> AttentivePooler:
-    """The pooler of a head that `write_head` has written, in eval mode on the CPU.
+def head_file(place: Path | str) -> Path:
+    """The file that ``place`` is, or that a probe has left in it; raises UserError if there is none."""
+    path = Path(place)
+    file = path / HEAD if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path} holds no trained head; {CURE}")
+    return file
+
+
+def head_digest(place: Path | str) -> str:
+    """16 hex digits over the bytes of the head at ``place``; raises UserError if there is none."""
+    return hashlib.sha256(head_file(place).read_bytes()).hexdigest()[:16]
+
+
+def read_head(place: Path | str, encoder: Encoder, layer: int) -> AttentivePooler:
+    """The pooler of a head that `write_head` has written, in eval mode on the CPU. place: the file, or its folder.
 
     Raises UserError if there is none, or if it was trained on another encoder's tokens or on another layer's.
     """
-    path = Path(file)
+    path = head_file(place)
     try:
         with safe_open(path, framework="pt") as stored:
             about = stored.metadata() or {}
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); give a head that write_head has written"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}); {CURE}") from error
     if missing := {"heads", "encoder", "layer"} - about.keys():
-        raise UserError(
-            f"{path} does not say its {', '.join(sorted(missing))}; give a head that write_head has written"
-        )
+        raise UserError(f"{path} does not say its {', '.join(sorted(missing))}; {CURE}")
     if about["encoder"] != encoder.digest or about["layer"] != str(layer):
         raise UserError(
             f"{path} was trained on layer {about['layer']} of encoder {about['encoder']}, and asked for is layer "

@@ -1,0 +1,223 @@
+"""Training goes on from other people's weights, by every recipe: they arrive whole, and their licence stays on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from video import write_video
+
+from tubelet.cli import main
+from tubelet.export.names import named_as
+from tubelet.export.save import export
+from tubelet.export.weights import Encoder, Geometry, digest, load_encoder
+from tubelet.nn.published import VIDEOMAE, VIDEOMAE_HF, VJEPA1, VJEPA2, VJEPA2_HF, VJEPA21, Family
+from tubelet.nn.tokens import Positions, Rotary, SinCos, name_positions
+from tubelet.nn.vit import MODELS, ViT
+from tubelet.recipes import RECIPES
+from tubelet.types import Grid
+
+# more frames and a larger crop than any of the sources has
+CLIPS = "--frames 8 --frame-step 1 --crop-size 48 --patch-size 8 --batch-size 2 --workers 0 --device cpu"
+STILL = "--steps 3 --lr 1e-30 --weight-decay 0"
+LOCKING = "--pixel-steps 1 --interval 1 --restart 0"
+MORE = {
+    "layerlock": LOCKING,
+    "layerlock-collapse": LOCKING.removesuffix(" --restart 0"),
+    "vjepa-layerlock": LOCKING,
+}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("set")
+    for number in range(4):
+        write_video(base / f"{number}.mp4", range(40 * number, 40 * number + 12), size=(64, 56))
+    return base
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUBELET_CACHE", str(tmp_path / "cache"))
+
+
+def numbers(positions: Positions, size: tuple[int, int, int] = (48, 4, 2)) -> ViT:
+    """Weights that are no first draw; biases of keys are 0, for VideoMAE has none."""
+    torch.manual_seed(5)
+    dim, depth, heads = size
+    model = ViT(dim, depth, heads, patch=(2, 8, 8), positions=positions)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+        if name.endswith("attn.qkv.bias"):
+            parameter.data[dim : 2 * dim] = 0
+    return model
+
+
+def folder_of(place: Path, family: Family) -> Path:
+    """As Hugging Face has it: config.json, safetensors and a card."""
+    jepa, model = family is VJEPA2_HF, numbers(family.positions)
+    config: dict[str, Any] = {
+        "model_type": "vjepa2" if jepa else "videomae",
+        "hidden_size": model.dim,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+        "tubelet_size": 2,
+        "patch_size": 8,
+    }
+    if jepa:
+        config |= {"mlp_ratio": 4, "in_chans": 3, "crop_size": 32, "frames_per_clip": 4}
+    else:
+        config |= {"intermediate_size": model.hidden, "num_channels": 3, "image_size": 32, "num_frames": 4}
+    place.mkdir()
+    save_file(
+        {name: t.contiguous() for name, t in named_as(model, family).items()}, place / "model.safetensors"
+    )
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "README.md").write_text(f"---\nlicense: {'mit' if jepa else 'cc-by-nc-4.0'}\n---\n")
+    return place
+
+
+def file_of(place: Path, family: Family) -> Path:
+    """As its authors have it: no config, so a known size; with a predictor or decoder that goes unused."""
+    size = MODELS["vit_tiny"]
+    state: dict[str, Tensor] = named_as(numbers(family.positions, (size.dim, size.depth, size.heads)), family)
+    file = place.with_suffix(".pt")
+    if family is VIDEOMAE:
+        torch.save({"model": {**state, "decoder.norm.weight": torch.zeros(9)}}, file)
+        return file
+    if family is VJEPA1:
+        state["pos_embed"] = SinCos().add(Grid(2, 4, 4), size.dim, torch.device("cpu"))
+    if family is VJEPA21:
+        state |= {"norms_block.0.weight": torch.zeros(9), "video_mod_embed": torch.zeros(1, 1, size.dim)}
+    wrapped = {f"module.backbone.{name}": tensor for name, tensor in state.items()}
+    unused = {"module.mask_tokens.0": torch.zeros(1, 1, 9), "module.norm.weight": torch.zeros(9)}
+    torch.save({"target_encoder": wrapped, "predictor": unused, "opt": {"state": {}}, "epoch": 3}, file)
+    return file
+
+
+def exported(place: Path, _: Family) -> Path:
+    """In Meta's layout, by us: of no known size, and under a licence that is not the family's."""
+    model = numbers(VJEPA2.positions)
+    about = {"name": "mine", "licence": "CC-BY-NC-4.0", "source": "hf://them/theirs"}
+    one = Encoder(model.requires_grad_(False).eval(), Geometry(4, None, 2, 32), "mine", digest(model), about)
+    export(one, place, "vjepa2")
+    return place / "encoder.pt"
+
+
+def tubelet(command: str) -> int:
+    """The exit code of a command of `pretrain`, at the size of the tests."""
+    return main([*f"pretrain {command} {CLIPS}".split()])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "make", "family", "licence"),
+    [
+        *((recipe, folder_of, VJEPA2_HF, "mit") for recipe in RECIPES),
+        ("layerlock", folder_of, VIDEOMAE_HF, "cc-by-nc-4.0"),
+        ("salt", folder_of, VIDEOMAE_HF, "cc-by-nc-4.0"),
+        ("vjepa", file_of, VJEPA1, "CC-BY-NC-4.0"),
+        ("videomae", file_of, VJEPA21, "MIT"),
+        ("vjepa2", file_of, VIDEOMAE, "CC-BY-NC-4.0"),
+        ("vjepa", exported, VJEPA2, "CC-BY-NC-4.0"),
+    ],
+)
+def test_training_goes_on_from_published_weights_by_any_method(
+    videos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recipe: str,
+    make: Callable[[Path, Family], Path],
+    family: Family,
+    licence: str,
+) -> None:
+    """With a rate of nearly 0 every encoder of the run is the one it began with."""
+    source, run = make(tmp_path / "theirs", family), tmp_path / "run"
+    with caplog.at_level("INFO", "tubelet"):
+        assert (
+            tubelet(
+                f"{recipe} --data {videos} --out {run} --init-from {source} {STILL} {MORE.get(recipe, '')}"
+            )
+            == 0
+        )
+    began = load_encoder(source)
+    assert any("tensors matched" in line for line in caplog.messages)
+    said = next(line for line in caplog.messages if "new, with random weights" in line)
+    new = said.split("new, with random weights: ")[1].split(";")[0]
+    assert new and "encoder" not in new.replace("decoder", "")
+    assert (
+        str(source) in said and f"licence: {licence}" in said and name_positions(family.positions)[0] in said
+    )
+    assert "goes on with 8 and 48" in said
+    ran = json.loads((run / "run.json").read_text())
+    assert ran["licence"] == licence and ran["init_from"] == str(source)
+    for which in ran["encoders"]:
+        ended = load_encoder(run, which=which if len(ran["encoders"]) > 1 else None)
+        for name, tensor in began.model.state_dict().items():
+            torch.testing.assert_close(ended.model.state_dict()[name], tensor, atol=1e-6, rtol=0)
+        assert isinstance(ended.model, ViT) and ended.model.positions == family.positions
+        assert ended.geometry.frames == 8 and ended.geometry.crop_size == 48
+        about = ended.provenance
+        assert about["licence"] == licence and about["init_from"] == str(source)
+        assert about["began_from"] == began.provenance["source"] == ran["began_from"]
+
+
+def test_the_licence_goes_from_run_to_run_and_into_what_is_exported(videos: Path, tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "theirs", VIDEOMAE_HF)
+    first, second, branch = (tmp_path / name for name in ("first", "second", "branch"))
+    knobs = f"--data {videos} --steps 2 --save-every 1"
+    like = "--model 48x4x2 --positions sincos_flat --lr 1e-5"
+    assert tubelet(f"videomae {knobs} --out {first} --init-from {theirs}") == 0
+    assert tubelet(f"vjepa {knobs} --out {second} --init-from {first}") == 0
+    step = sorted((first / "checkpoints").glob("step-*"))[0]
+    assert tubelet(f"videomae {knobs} --out {branch} --branch-from {step} {like}") == 0
+    assert main(["export", str(second), "--out", str(tmp_path / "out")]) == 0
+    for place in (second, branch, tmp_path / "out"):
+        about = load_encoder(place).provenance
+        assert (about["licence"], about["began_from"]) == ("cc-by-nc-4.0", str(theirs))
+    assert json.loads((branch / "run.json").read_text())["licence"] == "cc-by-nc-4.0"
+
+
+def test_an_unknown_licence_stays_unknown_and_ones_own_is_ones_own(videos: Path, tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "theirs", VJEPA2_HF)
+    (theirs / "README.md").unlink()
+    knobs = f"--data {videos} --steps 1"
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'a'} --init-from {theirs}") == 0
+    assert load_encoder(tmp_path / "a").provenance["licence"] == "unknown"
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'b'} --model 48x2x2") == 0
+    about, ran = (
+        load_encoder(tmp_path / "b").provenance,
+        json.loads((tmp_path / "b" / "run.json").read_text()),
+    )
+    assert about["licence"] == ran["licence"] == "yours: trained from scratch"
+    assert "began_from" not in about and "began_from" not in ran
+
+
+def test_other_means_of_pixels_are_said(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = folder_of(tmp_path / "theirs", VJEPA2_HF)
+    (theirs / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    with caplog.at_level("INFO", "tubelet"):
+        assert (
+            tubelet(f"videomae --data {videos} --steps 1 --out {tmp_path / 'run'} --init-from {theirs}") == 0
+        )
+    assert any("pixels were normalised by (0.5, 0.5, 0.5)" in line for line in caplog.messages)
+
+
+def test_weights_that_do_not_fit_start_no_run(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = folder_of(tmp_path / "theirs", VJEPA2_HF)
+    model = numbers(Rotary(legacy=True))
+    state = {name: tensor for name, tensor in named_as(model, VJEPA2_HF).items() if "layer.3" not in name}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, theirs / "model.safetensors")
+    assert tubelet(f"vjepa --data {videos} --steps 1 --out {tmp_path / 'run'} --init-from {theirs}") == 2
+    assert "does not fit the encoder" in capsys.readouterr().err and not (tmp_path / "run").exists()
