@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tubelet.analysis.attention import AttentionStatistics, attention_statistics
+from tubelet.analysis.attention import TABLE, AttentionStatistics, attention_statistics
 from tubelet.analysis.tokens import TokenStatistics
 from tubelet.nn.block import Attention, Block
 from tubelet.nn.pixels import Pixels
@@ -223,3 +223,18 @@ def test_pixels_have_no_attention_and_one_token_no_entropy() -> None:
     (found,) = attention_statistics(build(depth=1), torch.randn(2, 3, 2, 8, 4)).values()
     assert found.entropy.isnan().all()
     assert (found.space == 0).all() and (found.time == 0).all()
+
+
+@pytest.mark.parametrize("table", [TABLE, 1])
+def test_who_looks_at_tokens_too_is_told_every_layer_of_the_same_pass(table):
+    torch.manual_seed(0)
+    model = ViT(48, 3, 2, patch=PATCH, positions=build_positions("rotary"), init_std=0.3).eval()
+    clip = torch.randn(3, 3, 4, 16, 16)
+    told: dict[int, list[torch.Tensor]] = {}
+    attention_statistics(model, clip, table, lambda layer, tokens: told.setdefault(layer, []).append(tokens))
+    for layer, tokens in model.layers(clip, range(4)).items():
+        torch.testing.assert_close(torch.cat(told[layer]), tokens, atol=1e-5, rtol=1e-5)
+    heard = []
+    assert attention_statistics(
+        Pixels(PATCH), clip, told=lambda layer, _: heard.append(layer)
+    ) == {} and heard == [0]

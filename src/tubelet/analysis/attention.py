@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,20 +50,27 @@ class AttentionStatistics:
 
 @torch.no_grad()
 def attention_statistics(
-    model: ViT | Pixels, clip: Tensor, table: int = TABLE
+    model: ViT | Pixels,
+    clip: Tensor,
+    table: int = TABLE,
+    told: Callable[[int, Tensor], None] | None = None,
 ) -> dict[int, AttentionStatistics]:
     """Block 1 to depth -> what its attention does on clips [B, C, T, H, W]; {} for raw pixels, which have no blocks.
 
     clip: where the model is. table: no table of weights has more bytes, at most two exist at once: so many
     clips, or so many queries of one clip, are looked at together; the numbers do not depend on it. At least one query
-    of one clip is, whatever it takes: 4 * heads * N bytes. All tokens enter, none is masked.
+    of one clip is, whatever it takes: 4 * heads * N bytes. All tokens enter, none is masked. told: is given each layer
+    from 0 and its tokens [b, N, D], some of the clips at a time and in order, so that who looks at tokens too needs no
+    forward of their own; the last layer's have not passed the final norm.
     """
     if isinstance(model, Pixels):
+        if told is not None:
+            told(0, model.embed(clip))
         return {}
     grid = model.grid(clip)
     row = 4 * model.heads * grid.n  # bytes of a query's weights, float32
     clips, queries = max(1, table // (row * grid.n)), max(1, table // row)
-    parts = [_walk(model, part, grid, queries) for part in clip.split(clips)]
+    parts = [_walk(model, part, grid, queries, told) for part in clip.split(clips)]
     return {
         block: AttentionStatistics(
             torch.cat([part[block].space for part in parts]),
@@ -73,14 +81,20 @@ def attention_statistics(
     }
 
 
-def _walk(model: ViT, clip: Tensor, grid: Grid, queries: int) -> dict[int, AttentionStatistics]:
+def _walk(
+    model: ViT, clip: Tensor, grid: Grid, queries: int, told: Callable[[int, Tensor], None] | None
+) -> dict[int, AttentionStatistics]:
     tokens, rotation = model.embed(clip), model.rotation(grid, None, clip.device)
     distances = _Distances(grid, model.patch, clip.device)
     found: dict[int, AttentionStatistics] = {}
+    if told is not None:
+        told(0, tokens)
     for number, block in enumerate(model.blocks, start=1):
         assert isinstance(block, Block)
         found[number] = _measure(block.attn, block.norm1(tokens), rotation, distances, queries)
         tokens = model.advance(tokens, rotation, number - 1, number)
+        if told is not None:
+            told(number, tokens)
     return found
 
 

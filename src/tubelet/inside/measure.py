@@ -176,7 +176,7 @@ def token_statistics(look: Look, asked: Asked) -> None:
             about = look.about(subject) | {"rows": rows.tolist()}
 
             def make(subject: Subject = subject, source: VideoSource = source) -> Any:
-                return tokens.token_statistics(subject, source, rows, look.manner, lambda: advance(1))
+                return tokens.token_statistics(subject, source, rows, look.manner, advance)
 
             for layer, metrics in look.kept.get("tokens", about, make).items():
                 for metric, (mean, _) in metrics.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tubelet.analysis.attention import attention_statistics
 from tubelet.analysis.occlusion import influence_reach, patch_influence
@@ -17,6 +18,7 @@ from tubelet.evaluate.source import Source
 from tubelet.inside.footage import Manner
 from tubelet.inside.subject import Subject
 
+TOGETHER = 4  # clips that are looked at at once
 PLACES = 3  # patches taken away, along each side of the picture
 SHOWN = 4  # layers of an influence picture
 
@@ -30,7 +32,7 @@ def sample(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def token_statistics(
-    subject: Subject, source: Source, rows: np.ndarray, manner: Manner, advance: Callable[[], None]
+    subject: Subject, source: Source, rows: np.ndarray, manner: Manner, advance: Callable[[float], None]
 ) -> dict[str, dict[str, list[float]]]:
     """layer -> metric -> [mean, sd over clips] of the first view of ``rows``; tokens as the probes see them.
 
@@ -39,14 +41,18 @@ def token_statistics(
     """
     model = subject.encoder.model.to(manner.device)
     gathered = TokenStatistics()
-    for row in rows:
-        clip = source.read(int(row))[:1].to(manner.device)
-        for layer, tokens in model.layers(clip, subject.layers).items():
+
+    def add(layer: int, tokens: Tensor) -> None:
+        if layer in subject.layers:
             gathered.add(layer, model.norm(tokens) if layer == model.depth else tokens)
-        for block, found in attention_statistics(model, clip).items():
+
+    for start in range(0, len(rows), TOGETHER):
+        part = rows[start : start + TOGETHER].tolist()
+        clip = torch.cat([source.read(row)[:1] for row in part]).to(manner.device)
+        for block, found in attention_statistics(model, clip, told=add).items():
             if block in subject.layers:
                 gathered.add_values(block, found.by_clip())
-        advance()
+        advance(len(part))
     return {
         str(layer): {metric: list(pair) for metric, pair in metrics.items()}
         for layer, metrics in gathered.found().items()
