@@ -277,7 +277,9 @@ def _record_drop(
     if np.quantile(before.resamples, 0.025) <= asked.chance:
         look.records.add(name, layer, "occdrop", None, undefined=UNSEEN)
         return
-    low, high = np.quantile((before.resamples - after.resamples) / before.resamples, (0.025, 0.975))
+    some = before.resamples > 0  # a rare draw of groups in which nothing is right has nothing to lose
+    lost = (before.resamples[some] - after.resamples[some]) / before.resamples[some]
+    low, high = np.quantile(lost, (0.025, 0.975))
     drop = occdrop(before.value, after.value)
     look.records.add(name, layer, "occdrop", Interval(drop, float(low), float(high)))
 
