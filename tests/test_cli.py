@@ -458,3 +458,18 @@ def test_a_module_and_a_program(tmp_path: Path) -> None:
     )
     assert done.returncode == cli.USER_ERROR and done.stderr.startswith("tubelet: nowhere does not exist")
     assert done.stdout == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("embed", True), ("export", False)])
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, goes_on: bool
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, command, (cli.COMMANDS[command][0], interrupted))
+    given = {"embed": ["pixels", "--data", "a", "--out", "b"], "export": ["pixels", "--out", "b"]}
+    assert cli.main([command, *given[command]]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("tubelet: stopped") and said.count("\n") == 1
+    assert ("run the same command again and it goes on" in said) == goes_on

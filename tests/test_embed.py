@@ -372,7 +372,10 @@ def test_other_knobs_on_the_same_folder_are_refused(videos, tmp_path, monkeypatc
         for other in knobs:
             with pytest.raises(UserError, match="begun with other knobs"):
                 go(videos, place, **other)
-        with pytest.raises(UserError, match=r'other knobs \(videos "5 rows, \w+", now "4 rows, \w+"\)'):
+        with pytest.raises(
+            UserError,
+            match=r'other knobs \(videos "5 rows, \w+", now "4 rows, \w+"; 1 files gone: .*4\.mp4\)',
+        ):
             go(videos[:4], place)
         with pytest.raises(UserError, match="videos"):
             go([replace(videos[0], label="new"), *videos[1:]], place)
@@ -809,10 +812,13 @@ def test_on_the_command_line(folder, tmp_path, capsys):
         "licence": "MIT",
         "source": None,
     }
-    assert about["clip"] == {"frames": 4, "frame_step": 2, "crop_size": 32}
+    pixels = {"mean": list(GEOMETRY.mean), "std": list(GEOMETRY.std)}
+    assert about["clip"] == {"frames": 4, "frame_step": 2, "crop_size": 32, **pixels}
     assert (about["window_frames"], about["stride_frames"], about["dtype"]) == (8, 4, "float16")
     assert about["video_seconds"] == pytest.approx(sum(FRAMES) / 25, abs=0.2)
-    assert about["rate"] == pytest.approx(about["video_seconds"] / about["seconds"], rel=0.01)
+    assert about["video_seconds"] / about["rate"] == pytest.approx(
+        about["seconds"], abs=1e-3
+    )  # they are rounded
     assert main([*words, "--window", "1s", "--stride", "4"]) == 2
     assert "both in seconds, or both in frames" in capsys.readouterr().err
 
@@ -889,3 +895,46 @@ def test_the_pixels_have_vectors_too(videos, tmp_path):
     enc = Encoder(model, GEOMETRY, "pixels", digest(model))
     found = go(videos, tmp_path / "out", enc, pool="space")
     assert found.about["shape"] == [2, 2, 24] and found.about["layer"] == 0
+
+
+def test_other_videos_are_named(videos, tmp_path):
+    copies = [Video(tmp_path / video.path.name) for video in videos[:3]]
+    for video, copy in zip(videos, copies, strict=False):
+        copy.path.write_bytes(video.path.read_bytes())
+    go(copies, tmp_path / "out")
+    os.utime(copies[1].path, (0, 0))
+    with pytest.raises(UserError) as told:
+        go([*copies[:2], videos[4]], tmp_path / "out")
+    for what, name in (("new", videos[4].path), ("gone", copies[2].path), ("changed", copies[1].path)):
+        assert f"1 files {what}: {name}" in str(told.value)
+
+
+def test_parquet_alone_is_not_loaded_before_it_is_asked_for(videos, tmp_path, monkeypatch):
+    expected = np.array(go(videos, tmp_path / "a").vectors)
+    column, asked = tables._read_column, []
+    monkeypatch.setattr(tables, "_read_column", lambda *given: asked.append(1) or column(*given))
+    found = go(videos, tmp_path / "b", kept="parquet")
+    assert len(found) == len(expected) and found.start[0] == 0 and not asked
+    np.testing.assert_array_equal(found.vectors, expected)
+    assert found.vectors is found.vectors and len(asked) == 1
+
+
+def test_clips_and_origin_are_chosen_as_for_a_probe(folder, tmp_path, capsys):
+    save_encoder(ViT(24, 2, 2), tmp_path / "run" / "encoder", GEOMETRY, {"name": "mine"})
+    words = ["embed", str(tmp_path / "run"), "--data", str(folder / "0.mp4"), "--out", str(tmp_path / "out")]
+    clips = ["--frames", "8", "--frame-step", "1", "--crop-size", "48", "--device", "cpu"]
+    assert main([*words, *clips, "--licence", "MIT", "--source", "hf://a/b"]) == 0
+    about = json.loads((tmp_path / "out" / "embeddings.json").read_text())
+    assert {k: about["clip"][k] for k in ("frames", "frame_step", "crop_size")} == {
+        "frames": 8,
+        "frame_step": 1,
+        "crop_size": 48,
+    }
+    assert (about["encoder"]["licence"], about["encoder"]["source"]) == ("MIT", "hf://a/b")
+    capsys.readouterr()
+    for wrong, said in (
+        (["--fps", "2", "--frame-step", "1"], "both given"),
+        (["--frames", "0"], "must be above"),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err

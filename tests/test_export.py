@@ -22,7 +22,7 @@ from torch import Tensor
 from tubelet.cli import main
 from tubelet.data.augment import CenterCrop
 from tubelet.errors import UserError
-from tubelet.export import check, save
+from tubelet.export import check, meta, program, save
 from tubelet.export.card import licence_id
 from tubelet.export.hub import pull, push
 from tubelet.export.huggingface import kind_of, mlp_ratio, shipped_code
@@ -30,6 +30,7 @@ from tubelet.export.names import named_as
 from tubelet.export.save import export
 from tubelet.export.story import Story, story_of
 from tubelet.export.weights import Encoder, Geometry, digest, load_encoder, save_encoder
+from tubelet.files import writing
 from tubelet.nn.published import VIDEOMAE_HF, VJEPA1, VJEPA2, VJEPA2_HF, Family, fill, plain
 from tubelet.nn.tokens import Positions, Rotary, ScaledRotary, SinCos, TokenRotary, turn
 from tubelet.nn.vit import ViT
@@ -582,6 +583,9 @@ def test_an_unknown_licence_is_said_on_the_card(tmp_path: Path, transformers: An
         ("unknown", "unknown"),
         ("yours: trained from scratch", "unknown"),
         ("that of init_from", "other"),
+        ("MIT if published by Meta; not known from the file", "unknown"),
+        ("for-friends", "other"),
+        ("mit, apache-2.0", "other"),
     ],
 )
 def test_licences_get_the_hubs_words(licence: str, known: str) -> None:
@@ -723,3 +727,108 @@ def test_without_its_library_the_hub_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="hf://a/b needs huggingface_hub, which is not installed"):
         load_encoder("hf://a/b")
+
+
+# What the review found
+
+
+def test_changed_weights_in_metas_layout_are_seen(tmp_path: Path) -> None:
+    one = encoder(Rotary(legacy=True))
+    vit(one).init_std = 0.05  # is no tensor, and part of the digest
+    one = replace(one, digest=digest(one.model))
+    export(one, tmp_path / "out", "vjepa2")
+    file = tmp_path / "out" / "encoder.pt"
+    assert load_encoder(file).digest == one.digest
+    content = torch.load(file, weights_only=True)
+    content["target_encoder"]["module.backbone.norm.bias"] += 1e-3
+    torch.save(content, file)
+    with pytest.raises(UserError, match="its weights are not those that were exported into it"):
+        load_encoder(file)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(("to", "module"), [("vjepa2", meta), ("pt2", program)])
+def test_a_full_disk_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, module: Any
+) -> None:
+    monkeypatch.setattr(module, "writing", lambda _: writing(Path("/dev/full")))
+    with pytest.raises(UserError, match="no room left on disk"):
+        export(encoder(Rotary(legacy=True)), tmp_path / "out", to)
+    assert not any(tmp_path.iterdir())
+
+
+def test_this_folder_can_be_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(encoder(), ".")
+    assert load_encoder(tmp_path / "here").digest == encoder().digest
+
+
+def test_a_program_needs_two_tubelets(tmp_path: Path) -> None:
+    one = encoder()
+    with pytest.raises(UserError, match=r"one tubelet.*--frames 4"):
+        export(replace(one, geometry=replace(one.geometry, frames=2)), tmp_path / "out", "pt2")
+
+
+def test_a_record_with_less_in_it_tells_what_it_has(told_run: Path, tmp_path: Path) -> None:
+    (told_run / "run.json").write_text('{"steps": 500}')
+    (told_run / "eval" / "c" / "results.json").write_text("{}")
+    found = story_of(told_run, load_encoder(told_run).digest)
+    assert found.cost == {"steps": 500} and len(found.scores) == 3
+    # only the card needs it
+    (told_run / "run.json").write_text("{")
+    export(load_encoder(told_run), tmp_path / "out", run=told_run)
+
+
+def test_a_model_that_transformers_saved_again_is_read(tmp_path: Path, transformers: Any) -> None:
+    one = encoder(Rotary())
+    export(one, tmp_path / "out", "hf")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    theirs.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "encoder.json").exists()
+    again = load_encoder(tmp_path / "again")
+    assert again.digest == one.digest and again.geometry == one.geometry
+    assert again.provenance["licence"] == LICENCE and again.provenance["saved_again"] == "by transformers"
+
+
+def test_checking_leaves_nothing_in_transformers_cache(
+    tmp_path: Path, transformers: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    before = list(sys.path)
+    export(encoder(Rotary()), tmp_path / "out", "hf")
+    assert not (tmp_path / "cache").exists() and sys.path == before
+    assert capfd.readouterr().err == ""
+
+
+def test_whose_weights_they_are_can_be_said(run: Path, tmp_path: Path, transformers: Any) -> None:
+    words = ["export", str(run), "--to", "hf", "--licence", "Apache-2.0", "--source", "hf://them/theirs"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--frames", "4", "--fps", "2"]) == 0
+    again = load_encoder(tmp_path / "out")
+    assert (again.provenance["licence"], again.provenance["source"]) == ("Apache-2.0", "hf://them/theirs")
+    assert (again.geometry.frames, again.geometry.fps) == (4, 2.0)
+    assert (
+        yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])["license"]
+        == "apache-2.0"
+    )
+
+
+def test_custom_licences_keep_name_and_link_and_lists_all_of_them(tmp_path: Path, transformers: Any) -> None:
+    place, out = tmp_path / "theirs", tmp_path / "out"
+    export(replace(encoder(Rotary(legacy=True)), provenance={}), place, "hf")
+    head = {"license": "other", "license_name": "for friends", "license_link": "LICENSE", "base_model": "a/b"}
+    (place / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n")
+    one = load_encoder(place)
+    export(replace(one, provenance={**one.provenance, "source": "theirs"}), out, "hf")
+    again = yaml.safe_load((out / "README.md").read_text().split("---")[1])
+    assert {name: again.get(name) for name in head} == head
+    (place / "README.md").write_text("---\nlicense:\n- mit\n- apache-2.0\n---\n")
+    assert load_encoder(place).provenance["licence"] == "mit, apache-2.0"
+
+
+def test_random_weights_have_no_base(tmp_path: Path, transformers: Any) -> None:
+    one = encoder(recipe=None, source="random initialisation")
+    about = {name: value for name, value in one.provenance.items() if name != "recipe"}
+    export(replace(one, provenance=about), tmp_path / "out", "hf")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model" not in text and "| base model | none, not trained |" in text

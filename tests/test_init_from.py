@@ -123,9 +123,9 @@ def tubelet(command: str) -> int:
         *((recipe, folder_of, VJEPA2_HF, "mit") for recipe in RECIPES),
         ("layerlock", folder_of, VIDEOMAE_HF, "cc-by-nc-4.0"),
         ("salt", folder_of, VIDEOMAE_HF, "cc-by-nc-4.0"),
-        ("vjepa", file_of, VJEPA1, "CC-BY-NC-4.0"),
-        ("videomae", file_of, VJEPA21, "MIT"),
-        ("vjepa2", file_of, VIDEOMAE, "CC-BY-NC-4.0"),
+        ("vjepa", file_of, VJEPA1, "CC-BY-NC-4.0 if published by Meta; not known from the file"),
+        ("videomae", file_of, VJEPA21, "MIT if published by Meta; not known from the file"),
+        ("vjepa2", file_of, VIDEOMAE, VIDEOMAE.licence),
         ("vjepa", exported, VJEPA2, "CC-BY-NC-4.0"),
     ],
 )

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tubelet.errors import UserError
+from tubelet.export.names import named_as
 from tubelet.export.weights import Encoder, Geometry, load_encoder, save_encoder
 from tubelet.inside.subject import read_subjects
 from tubelet.nn.published import (
@@ -302,7 +303,7 @@ def test_a_vjepa2_file_equals_vjepa2_model(vjepa2_folder: tuple[Any, Path], tmp_
     assert encoder.provenance == {
         "source": str(file),
         "kind": "V-JEPA 2",
-        "licence": "MIT",
+        "licence": "MIT if published by Meta; not known from the file",
         "which": "target_encoder",
     }
 
@@ -438,7 +439,9 @@ def test_a_vjepa1_file_equals_a_slow_encoder(tmp_path: Path) -> None:
     )
     encoder = load_encoder(file, heads=4)
     assert encoder.name == "vitl16" and encoder.geometry == Geometry(frames=6, crop_size=40)
-    assert encoder.provenance["kind"] == "V-JEPA 1" and encoder.provenance["licence"] == "CC-BY-NC-4.0"
+    assert encoder.provenance["kind"] == "V-JEPA 1" and encoder.provenance["licence"] == (
+        "CC-BY-NC-4.0 if published by Meta; not known from the file"
+    )
     assert encoder.model.positions == SinCos()  # pyright: ignore[reportAttributeAccessIssue]
     clip = torch.randn(1, 3, 6, 40, 40)
     last = plain_forward(state, clip, 4, table, None)[-1]
@@ -589,7 +592,9 @@ def test_videomae_files_equal_videomae_model(tmp_path: Path) -> None:
         encoder = load_encoder(tmp_path / name, heads=3)
         same(encoder.model(clip), theirs(clip.transpose(1, 2)).last_hidden_state)
         assert encoder.geometry == Geometry(frames=16, frame_step=4, crop_size=224)
-        assert encoder.provenance["kind"] == "VideoMAE" and encoder.provenance["licence"] == "CC-BY-NC-4.0"
+        assert encoder.provenance["kind"] == "VideoMAE" and encoder.provenance["licence"] == (
+            "CC-BY-NC-4.0 if published by VideoMAE's authors; not known from the file"
+        )
     # a stored table is dropped if it is the computed one, and refused if it was learned
     table = SinCos(flat=True).add(Grid(2, 4, 4), 48, CPU)
     torch.save({"model": {**tuned, "pos_embed": table}}, tmp_path / "fixed.pth")
@@ -680,7 +685,8 @@ def test_loading_says_what_was_recognised(
     with caplog.at_level(logging.INFO, logger="tubelet"):
         load_encoder(file, heads=2)
     assert caplog.messages == [
-        f"{file}: V-JEPA 2 (target_encoder), licence MIT: 40 tensors matched, 0 missing, 0 unexpected, "
+        f"{file}: V-JEPA 2 (target_encoder), licence MIT if published by Meta; not known from the file: "
+        f"40 tensors matched, 0 missing, 0 unexpected, "
         f"0 of another shape"
     ]
     caplog.clear()
@@ -839,3 +845,39 @@ def test_foreign_weights_are_saved_and_loaded_as_ours(tmp_path: Path, family: st
     assert torch.equal(again.model(clip), encoder.model(clip))
     other = Geometry(frames=8)
     assert load_encoder(tmp_path / "a.pt", other, heads=4).geometry == other
+
+
+def test_a_guessed_number_of_heads_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only of a size that is known is it guessed at all."""
+    model = ViT(192, 12, 3, patch=(2, 8, 8), positions=Rotary(legacy=True))
+    file = tmp_path / "a.pt"
+    torch.save({"target_encoder": named_as(model, VJEPA2)}, file)
+    with caplog.at_level(logging.INFO, logger="tubelet"):
+        load_encoder(file)
+        load_encoder(file, heads=3)
+    assert "3 heads as is usual for its size" in caplog.messages[0]
+    assert "usual" not in caplog.messages[1]
+
+
+@pytest.mark.parametrize("number", ["7", "99999999", "01"])
+def test_blocks_are_numbered_without_gaps(tmp_path: Path, number: str) -> None:
+    state = random_state()
+    strange = {name.replace("blocks.1.", f"blocks.{number}."): tensor for name, tensor in state.items()}
+    file = jepa_file(tmp_path / "a.pt", wrapped(strange))
+    with pytest.raises(UserError, match=f"one of them has the number {number}"):
+        load_encoder(file, heads=4, allow_partial=True)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_pickle_ends_in_one_line(tmp_path: Path, zipped: bool) -> None:
+    """Bytes of the pickled part changed one after the other: whatever torch makes of it, it is a UserError or loads."""
+    file = tmp_path / "a.pt"
+    torch.save({"encoder": {"a.weight": torch.ones(2)}}, file, _use_new_zipfile_serialization=zipped)
+    whole, refused = file.read_bytes(), 0
+    for place in range(0, min(len(whole), 700), 5):
+        for value in (0, 0x52):
+            file.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with pytest.raises(UserError):
+                load_encoder(file)
+            refused += 1
+    assert refused > 50

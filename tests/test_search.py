@@ -29,12 +29,14 @@ from tubelet.errors import UserError
 from tubelet.export.geometry import Geometry
 from tubelet.export.names import named_as
 from tubelet.export.weights import load_encoder, save_encoder
+from tubelet.files import writing
 from tubelet.nn.published import VJEPA2
 from tubelet.nn.tokens import Rotary
 from tubelet.nn.vit import ViT
 from tubelet.report.found import between, frames_between
 from tubelet.search import index as module
 from tubelet.search.answer import answer, judged_lines, judged_page
+from tubelet.search.cluster import cluster
 from tubelet.search.hits import Hit, merge
 from tubelet.search.index import Nearest, has_faiss, nearest, nearest_exact, nearest_indexed
 from tubelet.search.judge import judge_search
@@ -325,7 +327,6 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "features",
         window="2s",
         stride="1s",
-        spec=spec,
         progress=False,
     )
     return root
@@ -362,7 +363,8 @@ def test_a_query_is_embedded_by_published_weights_read_as_they_were(
     with caplog.at_level("INFO", "tubelet"):
         assert main([*command, "--which", "encoder", "--heads", "3", "--allow-partial"]) == 0
     assert any(
-        "V-JEPA 2 (encoder), licence MIT" in line and "left random" in line for line in caplog.messages
+        "V-JEPA 2 (encoder), licence MIT if published by Meta" in line and "left random" in line
+        for line in caplog.messages
     )
     one = read_embeddings(tmp_path / "f")
     assert one.about["encoder"]["which"] == "encoder" and one.about["encoder"]["heads"] == 3
@@ -580,3 +582,81 @@ def test_the_documentation_runs(footage: Path, tmp_path: Path, monkeypatch: pyte
         commands = argparse.ArgumentParser().add_subparsers()
         parser(commands, line[0])
         commands.choices[line[0]].parse_args(["features/", *shlex.split(line[1])])
+
+
+def test_a_table_made_in_python_is_queried_from_any_folder(
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clips that are not the encoder's, and the encoder moved away in the end."""
+    shutil.copytree(footage / "encoder", tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    loaded = load_encoder("encoder")
+    geometry = replace(loaded.geometry, frames=2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    data = footage / "clips" / "1.mp4"
+    one = embed(replace(loaded, geometry=geometry), data, "f", window="2s", progress=False)
+    monkeypatch.chdir("/")
+    one = read_embeddings(tmp_path / "f")
+    shutil.copy(data, tmp_path / "copy.mp4")
+    query = query_of_file(one, tmp_path / "copy.mp4", device="cpu")
+    assert query.vectors == pytest.approx(one.vectors, abs=1e-5)
+    (tmp_path / "encoder").rename(tmp_path / "moved")
+    words = ["search", str(tmp_path / "f"), "--query", str(tmp_path / "copy.mp4"), "--device", "cpu"]
+    assert main(words) == 2
+    assert "--encoder" in capsys.readouterr().err
+    words += ["--encoder", str(tmp_path / "moved"), "--top", "2"]
+    assert main(words) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to play them")]
+    kept = shlex.split(line.partition(": ")[2])
+    assert (
+        kept[kept.index("--encoder") + 1] == str(tmp_path / "moved") and kept[kept.index("--top") + 1] == "2"
+    )
+    assert kept[kept.index("--device") + 1] == "cpu"
+
+
+def test_a_table_that_does_not_say_where_its_encoder_is(footage: Path) -> None:
+    one = read_embeddings(footage / "features")
+    nameless = {name: value for name, value in one.about["encoder"].items() if name != "spec"}
+    other = replace(one, about={**one.about, "encoder": nameless})
+    with pytest.raises(
+        UserError, match=r"little \(digest \w+\), and the table does not say where that is.*--encoder"
+    ):
+        query_of_file(other, footage / "other.mp4", device="cpu")
+    found = query_of_file(other, footage / "other.mp4", device="cpu", encoder=footage / "encoder")
+    assert len(found.vectors) == 5
+
+
+def test_a_video_that_was_moved_is_said_to_be(footage: Path) -> None:
+    one = read_embeddings(footage / "features")
+    gone = replace(one, file=np.array([f"/gone/{Path(name).name}" for name in one.file], object))
+    assert len(query_of_file(gone, "/gone/1.mp4", 1.0).rows) == 1
+    with pytest.raises(UserError, match=r"not at its place any more.*or name the file where it is now"):
+        query_of_file(gone, "/gone/1.mp4", 0.3, 1.1)
+
+
+def test_options_of_a_query_are_refused_where_there_is_none(
+    footage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (["--start", "1"], ["--end", "2"], ["--exact"], ["--head", "a"], ["--encoder", "a"]):
+        assert main(["search", str(footage / "features"), "--evaluate", *option]) == 2
+        assert f"{option[0]} is of a query" in capsys.readouterr().err
+
+
+def test_vectors_too_wide_to_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 20 * 8 * 8 - 1)
+    one = table(noise(20), label=["a", "b"] * 10)
+    for look in (judge_search, cluster):
+        with pytest.raises(UserError, match=r"has 8 numbers a window, and 20 windows at once.*--pool mean"):
+            look(one)
+        look(table(noise(19), label=["a", "b"] * 9 + ["a"]))
+
+
+@needs_faiss
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_no_room_for_the_index_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = saved(tmp_path / "f", noise(300))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "writing", lambda _: writing(Path("/dev/full")))
+        with pytest.raises(UserError, match="no room left on disk"):
+            nearest_indexed(one, noise(1), 3)
+    assert not (tmp_path / "f" / module.INDEX).exists()
+    assert len(nearest_indexed(one, noise(1), 3).rows) == 3

@@ -17,6 +17,7 @@ from tubelet import tensors
 from tubelet.errors import UserError
 from tubelet.export.truncate import truncated
 from tubelet.export.weights import Encoder, Geometry, digest, load_encoder, save_encoder
+from tubelet.files import unread
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.tokens import SinCos
 from tubelet.nn.vit import ViT
@@ -192,3 +193,50 @@ def test_a_run_stays_a_run_whatever_lies_beside_its_encoder(run: Path) -> None:
     (run / "config.json").write_text("{}")
     torch.save({"a": 1}, run / "other.pt")
     assert load_encoder(run).digest == before and load_encoder(run / "encoder").digest == before
+
+
+def test_a_flipped_byte_and_other_weights_are_seen(run: Path) -> None:
+    file = run / "encoder" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    with pytest.raises(UserError, match=r"its weights are not those that encoder\.json describes"):
+        load_encoder(run)
+    file.write_bytes((run / "encoder-student" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"its weights are not those that encoder\.json describes"):
+        load_encoder(run)
+    file.write_bytes(whole)
+    assert load_encoder(run).name == "run"
+
+
+def test_what_cannot_be_read_says_why(run: Path) -> None:
+    about = run / "encoder" / "encoder.json"
+    text = about.read_text()
+    about.write_text(json.dumps({**json.loads(text), "format": 2}))
+    with pytest.raises(UserError, match=r"encoder\.json has format 2, this version reads 1"):
+        load_encoder(run)
+    about.write_bytes(b'{"format": "\xff"}')
+    with pytest.raises(UserError, match=r"encoder\.json cannot be read"):
+        load_encoder(run)
+    about.write_text("[]")
+    with pytest.raises(UserError, match="no names and values"):
+        load_encoder(run)
+    about.write_text(text)
+    (run / "encoder" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing; copy it too"):
+        load_encoder(run)
+    assert "may not be read" in str(unread(about, PermissionError(errno.EACCES, "Permission denied")))
+
+
+def test_others_may_read_weights_as_far_as_the_umask_has_it(run: Path) -> None:
+    folder = run / "encoder"
+    modes = {file.name: file.stat().st_mode for file in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["encoder.json"]
+
+
+def test_an_encoder_knows_how_it_was_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    for spec, which in (("run", "student"), ("random:run@3", None), ("random:vit_tiny", None)):
+        found = load_encoder(spec, which=which)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir("/")
+            assert load_encoder(**found.named).digest == found.digest

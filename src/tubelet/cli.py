@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from tubelet.errors import UserError, nearest
 
+STOPPED = 130  # the exit code of what ctrl-C has stopped
+RESUMED = ("embed", "probe", "compare", "study")  # what these have done is kept, and found again
 USER_ERROR = 2  # the exit code of whatever the user can mend
 
 
@@ -64,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tubelet: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        again = "; run the same command again and it goes on" if words[:1] and words[0] in RESUMED else ""
+        print(f"tubelet: stopped{again}", file=sys.stderr)
+        return STOPPED
 
 
 def _add_doctor(commands: Any, name: str) -> None:
@@ -172,12 +178,48 @@ def _add_reading(parser: Any) -> None:
     )
 
 
+def _add_origin(parser: Any) -> None:
+    """Whose weights these are, which no file can prove; for what is kept of them."""
+    parser.add_argument("--licence", help="of the weights (default: what the file or its card says)")
+    parser.add_argument("--source", help="where the weights come from, such as hf://OWNER/NAME")
+
+
+def _add_clips(parser: Any) -> None:
+    """Which clips the encoder gets, where not those that it was trained on."""
+    for name, kind, about in (
+        ("--frames", int, "frames per clip"),
+        ("--fps", float, "frames a second"),
+        ("--frame-step", int, "every n-th frame"),
+        ("--crop-size", int, "height and width in pixels"),
+    ):
+        parser.add_argument(name, type=kind, help=f"{about} (default: the encoder's)")
+
+
 def _load(chosen: argparse.Namespace) -> Any:
-    """The encoder that the options of `_add_encoder` name; what published weights are is told by the loader."""
+    """The encoder that the options of `_add_encoder` name; what published weights are is told by the loader.
+
+    With the clips of `_add_clips` and the words of `_add_origin`, where there are such options.
+    """
+    from dataclasses import replace
+
     from tubelet.export.weights import load_encoder
 
-    return load_encoder(
+    given = vars(chosen)
+    clips = ("frames", "fps", "frame_step", "crop_size")
+    asked = {name: given[name] for name in clips if given.get(name) is not None}
+    if "fps" in asked and "frame_step" in asked:
+        raise UserError("fps and frame_step were both given; sample by one of them")
+    for name, value in asked.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name}={value}: must be above 0")
+    if "frame_step" in asked:
+        asked["fps"] = None
+    encoder = load_encoder(
         chosen.encoder, which=chosen.which, allow_partial=chosen.allow_partial, heads=chosen.heads
+    )
+    said = {name: given[name] for name in ("licence", "source") if given.get(name)}
+    return replace(
+        encoder, geometry=replace(encoder.geometry, **asked), provenance={**encoder.provenance, **said}
     )
 
 
@@ -227,13 +269,7 @@ def _add_probe(commands: Any, name: str) -> None:
     parser.add_argument(
         "--unlabelled", choices=("error", "exclude"), default="error", help="what clips without label are"
     )
-    for name, kind, about in (
-        ("--frames", int, "frames per clip"),
-        ("--fps", float, "frames a second"),
-        ("--frame-step", int, "every n-th frame"),
-        ("--crop-size", int, "height and width in pixels"),
-    ):
-        parser.add_argument(name, type=kind, help=f"{about} (default: the encoder's)")
+    _add_clips(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="decoding threads (default: one per core)")
     parser.add_argument("--cache", help="folder for features (default: $TUBELET_CACHE or the user's cache)")
@@ -243,26 +279,14 @@ def _add_probe(commands: Any, name: str) -> None:
 
 
 def _probe(chosen: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from tubelet.evaluate.head import HEAD
     from tubelet.evaluate.probe import probe
     from tubelet.report.probe import probe_report
     from tubelet.train.parallel import resolve_device
 
-    if chosen.fps is not None and chosen.frame_step is not None:
-        raise UserError("fps and frame_step were both given; sample by one of them")
     chosen.kind = chosen.kind or ("attentive" if chosen.preset else "linear")
-    encoder = _load(chosen)
     views = _views(chosen)
-    asked = {name: getattr(chosen, name) for name in ("frames", "fps", "frame_step", "crop_size")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    for name, value in asked.items():
-        if not value > 0:
-            raise UserError(f"{name}={value}: must be above 0")
-    if "frame_step" in asked:
-        asked["fps"] = None
-    encoder = replace(encoder, geometry=replace(encoder.geometry, **asked))
+    encoder = _load(chosen)
     folder = Path(chosen.out) if chosen.out else _probe_folder(chosen)
     if chosen.kind == "retrieval":
         return _retrieve(chosen, encoder, views, folder)
@@ -383,6 +407,8 @@ def _numbers(word: str) -> list[int]:
 def _add_embed(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="vectors of sliding windows over videos of any length")
     _add_encoder(parser)
+    _add_origin(parser)
+    _add_clips(parser)
     parser.add_argument("--data", required=True, help="manifest, list, folder of videos, or one video")
     parser.add_argument(
         "--out", required=True, help="folder to write; an interrupted run goes on in it when started again"
@@ -447,10 +473,6 @@ def _embed(chosen: argparse.Namespace) -> int:
         batch_size=chosen.batch_size,
         workers=chosen.workers,
         device=resolve_device(chosen.device),
-        spec=chosen.encoder,
-        which=chosen.which,
-        heads=chosen.heads,
-        allow_partial=chosen.allow_partial,
     )
     print(sentence(done))
     print(f"  {done.folder}")
@@ -613,6 +635,8 @@ def _analyze(chosen: argparse.Namespace) -> int:
 def _add_export(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="an encoder as a file that others open, run before it counts")
     _add_encoder(parser)
+    _add_origin(parser)
+    _add_clips(parser)
     parser.add_argument("--out", required=True, help="new folder to write")
     parser.add_argument(
         "--to",
@@ -789,6 +813,7 @@ def _add_search(commands: Any, name: str) -> None:
     parser.add_argument("--exact", action="store_true", help="compare all windows, however many there are")
     parser.add_argument("--evaluate", action="store_true", help="do windows find their class in other files?")
     parser.add_argument("--head", metavar="FOLDER", help="the head that the table was pooled by, if it was")
+    parser.add_argument("--encoder", metavar="SPEC", help="where the table's encoder is now, if it was moved")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of intervals, and of files drawn (default: %(default)s)"
@@ -802,9 +827,12 @@ def _search(chosen: argparse.Namespace) -> int:
     if chosen.evaluate == (chosen.query is not None):
         raise UserError("give either --query FILE, or --evaluate")
     if chosen.evaluate:
+        options = ("start", "end", "exact", "head", "encoder")
+        if given := [name for name in options if getattr(chosen, name) not in (None, False)]:
+            raise UserError(f"--{given[0]} is of a query, and --evaluate asks with all windows; leave it out")
         evaluate(chosen.features, chosen.out, chosen.seed)
         return 0
-    names = ("query", "start", "end", "top", "exact", "out", "device", "head")
+    names = ("query", "start", "end", "top", "exact", "out", "device", "head", "encoder")
     answer(chosen.features, **{name: getattr(chosen, name) for name in names})
     return 0
 
@@ -817,6 +845,7 @@ def _add_browse(commands: Any, name: str) -> None:
     parser.add_argument("--end", type=float, help="seconds: where it ends")
     parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
     parser.add_argument("--head", metavar="FOLDER", help="the head that the table was pooled by, if it was")
+    parser.add_argument("--encoder", metavar="SPEC", help="where the table's encoder is now, if it was moved")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
 
@@ -826,7 +855,7 @@ def _browse(chosen: argparse.Namespace) -> int:
 
     if chosen.query is None and (chosen.start is not None or chosen.end is not None):
         raise UserError("--start and --end are of a query; give --query FILE too")
-    names = ("port", "query", "start", "end", "top", "device", "head")
+    names = ("port", "query", "start", "end", "top", "device", "head", "encoder")
     browse(chosen.features, **{name: getattr(chosen, name) for name in names})
     return 0
 

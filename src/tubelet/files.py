@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tubelet.errors import UserError
 
@@ -80,6 +80,63 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The names and values in a JSON file; raises UserError if it is missing, may not be read, or is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unread(path, error) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no names and values; it is damaged: copy it again")
+    return content
+
+
+def unread(path: Path, error: Exception) -> UserError:
+    """What to say of a file that could not be read: that it is not there, not allowed, or damaged."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path} is missing; copy it too")
+    if isinstance(error, PermissionError):
+        return UserError(f"{path} may not be read ({error.strerror or error}); ask for the right to read it")
+    return UserError(f"{path} cannot be read ({error}); it is damaged or cut short: copy it again")
+
+
+class Sink:
+    """A file that takes bytes from a library of another language, which must not meet an exception in its midst.
+
+    The first error is kept, and what comes after it is thrown away; `writing` raises it.
+    """
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle = handle
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Bytes, or anything that has them; their number, always."""
+        size = memoryview(data).nbytes
+        if self.error is None:
+            try:
+                self.handle.write(data)
+            except OSError as error:
+                self.error = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing: `writing` does it."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Sink]:
+    """The new file ``path`` as a `Sink`; raises its OSError, such as that of a full disk, once the library is done."""
+    sink: Sink | None = None
+    try:
+        with path.open("wb") as handle:
+            sink = Sink(handle)
+            yield sink
+    finally:
+        if sink is not None and sink.error is not None:
+            raise sink.error
 
 
 def _explained(error: OSError, path: Path) -> OSError | UserError:

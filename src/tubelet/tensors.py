@@ -29,7 +29,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         flat[name] = here.clone() if here.untyped_storage().data_ptr() in seen else here
         seen.add(here.untyped_storage().data_ptr())
     try:
+        path.touch()
+        mode = (
+            path.stat().st_mode
+        )  # as the user's umask has it; the library lets nobody else read what it writes
         save_file(flat, path, FORMAT)
+        path.chmod(mode)
     except SafetensorError as error:
         if f"os error {errno.ENOSPC}" in str(error):  # the library hides which error of the system it met
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

@@ -68,10 +68,6 @@ def embed(
     batch_size: int = 16,
     workers: int | None = None,
     device: torch.device | str = "cpu",
-    spec: str | None = None,
-    which: str | None = None,
-    heads: int | None = None,
-    allow_partial: bool = False,
     progress: bool = True,
 ) -> Embeddings:
     """The vectors of every window of ``data``'s videos, in the folder ``out`` (see `table`).
@@ -82,7 +78,7 @@ def embed(
     "both". fp16: vectors are stored in half precision; they are computed in float32. batch_size: clips through the
     encoder at once, full batches across windows and files. workers: files that are decoded at once (default: all
     cores).
-    spec, which, heads, allow_partial: how the encoder was named, for those who load it again.
+    How the encoder was named when it was loaded (`Encoder.named`) is kept, for those who load it again.
 
     Memory does not grow with the length or number of the videos, but for their index (up to 300 bytes a frame of
     the files being decoded: 65 MB for two hours at 30 a second), 24 bytes a window, and the list of files. Beside
@@ -124,13 +120,7 @@ def embed(
                 f"{manifest.source}: no window of its {len(files)} videos can be read; the first: {files[0].file}: "
                 f"{draft.done[0].reason} (all of them: {table})"
             )
-        named = {
-            "spec": spec or encoder.name,
-            "which": which,
-            "heads": heads,
-            "allow_partial": allow_partial,
-        }
-        about = partial(_about, job, draft, recipe, named, str(manifest.source))
+        about = partial(_about, job, draft, recipe, str(manifest.source))
         draft.finish(about, files, kept)
     finally:
         draft.close()
@@ -408,7 +398,8 @@ def _not_finite(vectors: Vectors, where: str, dtype: np.dtype) -> UserError:
 
 def _clip(geometry: Geometry) -> dict[str, Any]:
     rate = {"frame_step": geometry.frame_step} if geometry.fps is None else {"fps": geometry.fps}
-    return {"frames": geometry.frames, **rate, "crop_size": geometry.crop_size}
+    pixels = {"mean": list(geometry.mean), "std": list(geometry.std)}
+    return {"frames": geometry.frames, **rate, "crop_size": geometry.crop_size, **pixels}
 
 
 def _recipe(job: _Job, kept: str, fp16: bool) -> dict[str, Any]:
@@ -418,7 +409,11 @@ def _recipe(job: _Job, kept: str, fp16: bool) -> dict[str, Any]:
         [str(v.path), _state(v), v.label, v.group, v.start, v.end, v.fps if v.path.is_dir() else None]
         for v in job.videos
     ]
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    digest = _hashed(rows)
+    own: dict[str, list[Any]] = {}
+    for path, *others in rows:
+        own.setdefault(path, []).append(others)
+    files = {path: _hashed(others)[:8] for path, others in own.items()}
     return {
         "encoder": vectors.encoder.digest,
         "layer": vectors.layer,
@@ -426,12 +421,17 @@ def _recipe(job: _Job, kept: str, fp16: bool) -> dict[str, Any]:
         "head": vectors.head,
         "window": str(job.cutting.sliding.window),
         "stride": str(job.cutting.sliding.stride),
-        "clip": {**_clip(geometry), "mean": list(geometry.mean), "std": list(geometry.std)},
+        "clip": _clip(geometry),
         "views": asdict(vectors.views),
         "dtype": "float16" if fp16 else "float32",
         "format": kept,
         "videos": f"{len(rows)} rows, {digest}",
+        "files": files,
     }
+
+
+def _hashed(rows: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _state(video: Video) -> list[int] | None:
@@ -446,9 +446,7 @@ def _spans(cut: Sliding) -> dict[str, float]:
     return {f"window_{unit}": cut.window.amount, f"stride_{unit}": cut.stride.amount}
 
 
-def _about(
-    job: _Job, draft: Draft, recipe: dict[str, Any], named: dict[str, Any], data: str
-) -> dict[str, Any]:
+def _about(job: _Job, draft: Draft, recipe: dict[str, Any], data: str) -> dict[str, Any]:
     """What `embeddings.json` says."""
     vectors, encoder = job.vectors, job.vectors.encoder
     video_seconds, seconds = sum(one.seconds for one in draft.done), draft.elapsed()
@@ -457,7 +455,7 @@ def _about(
         "encoder": {
             "name": encoder.name,
             "digest": encoder.digest,
-            **named,
+            **encoder.named,
             "dim": encoder.model.dim,
             "licence": encoder.provenance.get("licence", "unknown"),
             "source": encoder.provenance.get("source"),

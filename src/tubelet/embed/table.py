@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -38,8 +39,8 @@ class Embeddings:
 
     about: what `embeddings.json` says. file: [N] of str (objects, each path once in memory). start, end: float64
     [N], seconds after the file's first frame; NaN for images without a rate. label, group: of the file, None without
-    one; files of one group are cuts of one recording, or otherwise no strangers. vectors: [N, width], float32 or
-    float16; memory-mapped, or read from Parquet where there is no `vectors.npy`.
+    one; files of one group are cuts of one recording, or otherwise no strangers. kept: the vectors, or what reads them
+    when `vectors` is first asked for.
     For pools that keep more than one vector, ``vectors.reshape(-1, *about["shape"])`` tells them apart.
     """
 
@@ -49,11 +50,16 @@ class Embeddings:
     start: np.ndarray
     end: np.ndarray
     label: list[str | None]
-    vectors: np.ndarray
+    kept: np.ndarray | Callable[[], np.ndarray]
     group: list[str | None]
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.file)
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """[N, width], float32 or float16: memory-mapped, or all read from Parquet where there is no `vectors.npy`."""
+        return self.kept() if callable(self.kept) else self.kept
 
 
 class Done(NamedTuple):
@@ -78,14 +84,15 @@ def read_embeddings(folder: Path | str) -> Embeddings:
     about = read_about(folder)
     count, width, dtype = about["windows"], about["width"], np.dtype(about["dtype"])
     file, start, end, label, group = _read_windows(folder / WINDOWS)
-    vectors = (
-        _read_npy(folder / VECTORS, (count, width))
-        if (folder / VECTORS).is_file()
-        else _read_column(folder / WINDOWS, count, width, dtype)
-    )
-    for what, rows in ((WINDOWS, len(file)), (VECTORS, len(vectors))):
-        if rows != count:
-            raise _damaged(folder / what, f"{rows} rows instead of {count}")
+    if len(file) != count:
+        raise _damaged(folder / WINDOWS, f"{len(file)} rows instead of {count}")
+    if not (folder / VECTORS).is_file():
+        _check_column(folder / WINDOWS)
+        column = partial(_read_column, folder / WINDOWS, count, width, dtype)
+        return Embeddings(folder, about, file, start, end, label, column, group)
+    vectors = _read_npy(folder / VECTORS, (count, width))
+    if len(vectors) != count:
+        raise _damaged(folder / VECTORS, f"{len(vectors)} rows instead of {count}")
     if vectors.shape != (count, width) or vectors.dtype != dtype:
         raise _damaged(
             folder / VECTORS, f"{vectors.shape} {vectors.dtype} instead of {(count, width)} {dtype}"
@@ -341,10 +348,29 @@ def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, An
     """Raises UserError, naming what differs, unless the two recipes are the same."""
     differ = [name for name in wanted if there.get(name) != wanted[name]]
     if differ:
-        told = "; ".join(f"{name} {_short(there.get(name))}, now {_short(wanted[name])}" for name in differ)
+        told = "; ".join(
+            _which_files(there.get("files") or {}, wanted["files"])
+            if name == "files"
+            else f"{name} {_short(there.get(name))}, now {_short(wanted[name])}"
+            for name in differ
+        )
         raise UserError(
             f"{folder} was begun with other knobs ({told}); give the same ones, choose another folder, or remove it"
         )
+
+
+def _which_files(there: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """Which files are new, gone, or not what they were (or listed otherwise)."""
+    found = {
+        "new": [name for name in wanted if name not in there],
+        "gone": [name for name in there if name not in wanted],
+        "changed": [name for name in wanted if name in there and there[name] != wanted[name]],
+    }
+    return "; ".join(
+        f"{len(names)} files {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in found.items()
+        if names
+    )
 
 
 def _short(value: Any) -> str:
@@ -441,21 +467,24 @@ def _read_npy(path: Path, shape: tuple[int, int]) -> np.ndarray:
         raise _damaged(path, str(error)) from error
 
 
+def _check_column(path: Path) -> None:
+    """Raises UserError unless there are vectors in the table."""
+    _, parquet = _pyarrow()
+    if "vector" not in parquet.read_schema(path).names:
+        raise UserError(f"{path.with_name(VECTORS)} is missing; embed again into a new folder")
+
+
 def _read_column(path: Path, count: int, width: int, dtype: np.dtype) -> np.ndarray:
     pa, parquet = _pyarrow()
     vectors = np.empty((count, width), dtype)
     at = 0
     try:
         with parquet.ParquetFile(path) as table:
-            if "vector" not in table.schema_arrow.names:
-                raise UserError(f"{path.with_name(VECTORS)} is missing; embed again into a new folder")
             for batch in table.iter_batches(columns=["vector"]):
                 block = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
                 vectors[at : at + len(block)] = block
                 at += len(block)
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise _damaged(path, str(error)) from error
     if at != count:
         raise _damaged(path, f"{at} vectors instead of {count}")

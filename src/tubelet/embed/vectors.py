@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tubelet.data.augment import normalise
 from tubelet.errors import UserError, nearest
+from tubelet.evaluate.features import check_clips
 from tubelet.evaluate.head import head_digest, read_head
 from tubelet.evaluate.source import Views
 from tubelet.export.weights import Encoder
@@ -84,25 +85,14 @@ def choose_vectors(
 
     Raises UserError for what does not exist, does not fit, or is missing.
     """
-    model, geometry, views = encoder.model, encoder.geometry, views or Views()
+    model, views = encoder.model, views or Views()
     layer = model.depth if layer is None else layer
     known: Pool | None = next((name for name in POOLS if name == pool), None)
     if known is None:
         raise UserError(f'pool="{pool}" is unknown{nearest(pool, POOLS)} (known: {", ".join(POOLS)})')
     if not 0 <= layer <= model.depth:
         raise UserError(f"{encoder.name} has layers 0 to {model.depth}, not {layer}")
-    if model.channels != 3:
-        raise UserError(f"{encoder.name} reads {model.channels} channels; videos decode to 3 (RGB)")
-    for what, side, patch in zip(
-        ("frames", "crop_size", "crop_size"),
-        (geometry.frames, geometry.crop_size, geometry.crop_size),
-        model.patch,
-        strict=True,
-    ):
-        if side % patch:
-            raise UserError(
-                f"{what}={side} is not a multiple of the patch's {patch}; use {side - side % patch}"
-            )
+    check_clips(encoder)
     if views.crops > 1 and known in ACROSS:
         raise UserError(
             f'pool="{pool}" keeps places apart, and {views.crops} crops show different places; use crops=1, or pool '

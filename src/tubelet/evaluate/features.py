@@ -215,15 +215,21 @@ def _folder_name(readings: Sequence[Reading]) -> str:
 
 
 def _check(encoder: Encoder, layers: Sequence[int], pool: str, count: int) -> None:
-    model, geometry = encoder.model, encoder.geometry
+    model = encoder.model
     if pool not in POOLS:
         raise UserError(f'pool="{pool}" is unknown; use "mean", "time", "flat", "none" or "clip"')
     if not count:
         raise UserError("there are no videos to compute features of")
-    if model.channels != 3:
-        raise UserError(f"{encoder.name} reads {model.channels} channels; videos decode to 3 (RGB)")
     if wrong := [k for k in layers if not 0 <= k <= model.depth]:
         raise UserError(f"{encoder.name} has layers 0 to {model.depth}, not {wrong}")
+    check_clips(encoder)
+
+
+def check_clips(encoder: Encoder) -> None:
+    """Raises UserError unless the encoder reads RGB, and its patches tile its clips."""
+    model, geometry = encoder.model, encoder.geometry
+    if model.channels != 3:
+        raise UserError(f"{encoder.name} reads {model.channels} channels; videos decode to 3 (RGB)")
     for what, side, patch in zip(
         ("frames", "crop_size", "crop_size"),
         (geometry.frames, geometry.crop_size, geometry.crop_size),

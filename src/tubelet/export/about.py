@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
-from tubelet.export.weights import Encoder
+from tubelet.export.weights import Encoder, architecture_of
 
 NOTE = "export.json"
 
@@ -32,6 +32,7 @@ def about(encoder: Encoder) -> dict[str, Any]:
     return {
         "tubelet": version("tubelet"),
         "digest": encoder.digest,
+        "architecture": architecture_of(encoder.model),
         "geometry": asdict(encoder.geometry),
         "provenance": {name: _last(value) for name, value in encoder.provenance.items()},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,26 @@ import yaml
 
 from tubelet.export.hub import SCHEME
 from tubelet.export.story import Score, Story
-from tubelet.export.weights import Encoder
+from tubelet.export.weights import UNTRAINED, Encoder
+from tubelet.nn.published import UNPROVEN
 from tubelet.nn.tokens import name_positions
 from tubelet.nn.vit import ViT
 
 UNKNOWN = "unknown"
+# https://huggingface.co/docs/hub/repositories-licenses
+_HUB = (
+    "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m "
+    "bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear "
+    "bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 "
+    "cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 "
+    "cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 "
+    "creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 "
+    "fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc "
+    "lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 "
+    "ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 pddl postgresql unknown "
+    "unlicense wtfpl zlib "
+)
+HUB_LICENCES = frozenset(_HUB.split())
 
 
 def write_card(
@@ -44,11 +58,11 @@ def write_card(
 
 
 def licence_id(licence: str) -> str:
-    """The hub's word for a licence: its identifier in small letters; "unknown"; or "other" for what is a sentence."""
+    """The hub's word for a licence: its identifier, "unknown" for what nobody knows, "other" for all else."""
     word = licence.lower()
-    if re.fullmatch(r"[a-z][a-z0-9.-]*", word):
+    if word in HUB_LICENCES:
         return word
-    return UNKNOWN if word.startswith("yours") else "other"
+    return UNKNOWN if word.startswith("yours") or word.endswith(UNPROVEN) else "other"
 
 
 def _head(encoder: Encoder, story: Story) -> dict[str, Any]:
@@ -62,6 +76,8 @@ def _head(encoder: Encoder, story: Story) -> dict[str, Any]:
     }
     if head["license"] == "other":
         head["license_name"] = licence
+        if "licence_link" in about:
+            head["license_link"] = about["licence_link"]
     if (base := _base(encoder)) is not None and base.startswith(SCHEME):
         head["base_model"] = base.removeprefix(SCHEME)
     if story.scores:
@@ -81,9 +97,15 @@ def _result(score: Score) -> dict[str, Any]:
 def _base(encoder: Encoder) -> str | None:
     """Whose weights training began with, or these are; None for an encoder that was trained from scratch."""
     about = encoder.provenance
-    return (
-        about.get("init_from") or about.get("branch_from") or (None if "recipe" in about else about["source"])
-    )
+    for began in ("init_from", "branch_from"):
+        if about.get(began):
+            return about[began]
+    source = about["source"]
+    if "recipe" in about or source == UNTRAINED:
+        return None
+    if not source.startswith(SCHEME) and "base_model" in about:
+        return SCHEME + about["base_model"]
+    return source
 
 
 def _origin(encoder: Encoder) -> str:
@@ -98,7 +120,8 @@ def _origin(encoder: Encoder) -> str:
         "method": about.get("recipe") or about.get("kind") or UNKNOWN,
         "which encoder": _which(about),
         "source": about["source"],
-        "base model": _base(encoder) or "none, trained from scratch",
+        "base model": _base(encoder)
+        or ("none, not trained" if about["source"] == UNTRAINED else "none, trained from scratch"),
         "licence of the weights": licence,
         "blocks": about.get("layers") or "all",
         "digest": encoder.digest,
@@ -142,11 +165,17 @@ def _data(encoder: Encoder) -> str:
 def _cost(story: Story) -> str:
     if story.cost is None:
         return "## Cost\n\nUnknown: there was no run folder beside the encoder.\n"
-    cost = story.cost
-    return (
-        f"## Cost\n\n{cost['steps']:,.0f} steps, {cost['clips']:,.0f} clips, {cost['train_flops']:.3g} FLOPs, "
-        f"{cost['seconds'] / 3600:.2f} hours. What it began with, and failed or other runs, are not counted.\n"
-    )
+    cost = dict(story.cost)
+    if "seconds" in cost:
+        cost["hours"] = cost.pop("seconds") / 3600
+    words = {
+        "steps": "{:,.0f} steps",
+        "clips": "{:,.0f} clips",
+        "train_flops": "{:.3g} FLOPs",
+        "hours": "{:.2f} hours",
+    }
+    known = ", ".join(word.format(cost[name]) for name, word in words.items() if name in cost)
+    return f"## Cost\n\n{known}. What it began with, and failed or other runs, are not counted.\n"
 
 
 def _scores(scores: tuple[Score, ...]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tubelet.errors import UserError, nearest
 from tubelet.export.geometry import Geometry
+from tubelet.files import read_json, unread
 from tubelet.nn.published import (
     VIDEOMAE_HF,
     VJEPA1,
@@ -47,6 +48,20 @@ READ = (
     "read are V-JEPA, V-JEPA 2 and 2.1 and VideoMAE files as published, and Hugging Face folders of "
     "VJEPA2Model and VideoMAEModel"
 )
+# what reading a pickle of tensors raises when bytes of it are wrong: all that its parts never expected
+DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    zipfile.BadZipFile,
+)
 # The averaged encoder is the one that is evaluated; a distilled 2.1 calls it so, where "target" is the teacher.
 JEPA_ENCODERS = ("ema_encoder", "target_encoder", "encoder")
 MODEL_TYPES = {"vjepa2": VJEPA2_HF, "videomae": VIDEOMAE_HF}
@@ -54,12 +69,16 @@ MODEL_TYPES = {"vjepa2": VJEPA2_HF, "videomae": VIDEOMAE_HF}
 
 @dataclass(frozen=True)
 class Foreign:
-    """An encoder out of somebody else's file. provenance: source, kind, licence, which, and what did not fit."""
+    """An encoder out of somebody else's file. provenance: source, kind, licence, which, and what did not fit.
+
+    digest: of the weights that the file says were exported into it; None where it says nothing, or may have changed.
+    """
 
     model: ViT
     geometry: Geometry
     name: str
     provenance: dict[str, Any]
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,7 @@ def read_foreign(
     if known is not None and heads not in (None, known):
         raise UserError(f"heads={heads}, but {teller} says {known}; leave heads out")
     usual = family.heads.get((shape.dim, shape.depth))
+    guessed = known is None and heads is None
     heads = next((one for one in (known, heads, usual) if one is not None), None)
     if heads is None or heads < 1:
         raise UserError(
@@ -119,7 +139,7 @@ def read_foreign(
             f"tensors do not tell the number of attention heads; say heads=NUMBER"
             + ("" if heads is None else f", not {heads}")
         )
-    model = _empty(file, shape, heads, family, allow_partial)
+    model = _empty(file, shape, heads, family, allow_partial, said.get("init_std", 0.02))
     fit = fill(model, family, found.state)
     about = {
         "source": str(path),
@@ -129,7 +149,7 @@ def read_foreign(
         **said.get("provenance", {}),
     }
     if family.licence == "unknown":
-        about["licence"] = _card_licence(file.parent, about["licence"])
+        about |= _card(file.parent, about["licence"])
     told = (
         f"{fit.matched} tensors matched, {_some(fit.missing)} missing, {_some(fit.unexpected)} unexpected, "
         f"{_some(fit.reshaped)} of another shape"
@@ -142,9 +162,12 @@ def read_foreign(
             f"leave the rest random: allow_partial"
         )
     left = f"; left random: {_some(fit.left_random)}" if fit.left_random else ""
-    log.info(f"{path}: {family.name} ({found.which}), licence {about['licence']}: {told}{left}")
+    assumed = f", {heads} heads as is usual for its size (say heads=NUMBER if not)" if guessed else ""
+    log.info(f"{path}: {family.name} ({found.which}){assumed}, licence {about['licence']}: {told}{left}")
     stem = path.name if path.is_dir() else re.sub(r"(\.(pt|pth|tar|bin|ckpt|safetensors))+$", "", path.name)
-    return Foreign(model, geometry, str(about.get("name", stem)), {**about, **partial})
+    # a folder for transformers may have been trained further there, which keeps our words in its config
+    exported = None if partial or family in (VJEPA2_HF, VIDEOMAE_HF) else said.get("digest")
+    return Foreign(model, geometry, str(about.get("name", stem)), {**about, **partial}, exported)
 
 
 def _weights_file(path: Path) -> Path:
@@ -225,7 +248,9 @@ def _jepa(file: Path, content: Mapping[str, Any], jepa: list[str], which: str | 
 
 
 def _said(file: Path, about: Any) -> dict[str, Any]:
-    """What ``about``, of a file or its config, says as an export of ours does: "geometry", "provenance", maybe "heads".
+    """What ``about``, of a file or its config, says as an export of ours does: "geometry", "provenance", "digest".
+
+    And of its architecture what tensors do not show: "heads" and "init_std".
 
     Empty if it is not there. Raises UserError if it is there and makes no sense: without it, clips would be sampled at
     another rate.
@@ -246,12 +271,22 @@ def _said(file: Path, about: Any) -> dict[str, Any]:
         numbers = (geometry.frames, geometry.fps or 1, geometry.frame_step, geometry.crop_size, *geometry.std)
         if not all(0 < number < math.inf for number in numbers):
             raise ValueError("a number is not positive")
+        built = dict(about["architecture"])
+        heads, init_std = int(built["heads"]), float(built["init_std"])
+        if heads < 1 or not isinstance(about["digest"], str):
+            raise ValueError("heads or digest are none")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f'{file} says under "tubelet" nothing that an export of ours says ({error!r}); export it again'
         ) from error
-    heads = about.get("heads")
-    return {"geometry": geometry, "provenance": provenance} | ({"heads": heads} if heads else {})
+    digest = about["digest"]
+    return {
+        "geometry": geometry,
+        "provenance": provenance,
+        "heads": heads,
+        "init_std": init_std,
+        "digest": digest,
+    }
 
 
 def _geometry(found: _Tensors, shape: Shape) -> Geometry:
@@ -286,7 +321,7 @@ def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry, dic
     Frames and crop are the config's own, which its owner may have changed; the rate of frames is in ours alone.
     """
     file = folder / "config.json"
-    config = _read_config(file) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
     if MODEL_TYPES.get(str(config.get("model_type"))) is not family:
         what = f'says model_type "{config.get("model_type")}"' if config else "is not there"
         raise UserError(
@@ -316,7 +351,7 @@ def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry, dic
     geometry = said.get("geometry", Geometry(fps=family.fps, frame_step=family.frame_step))
     pixels: dict[str, tuple[float, ...]] = {}
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        about = _read_config(folder / name) if (folder / name).is_file() else {}
+        about = read_json(folder / name) if (folder / name).is_file() else {}
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
             if isinstance(values := about.get(theirs), list) and len(values) == channels:
                 pixels[ours] = tuple(map(float, values))
@@ -328,7 +363,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(one), int(other)
 
 
-def _empty(file: Path, shape: Shape, heads: int, family: Family, drawn: bool) -> ViT:
+def _empty(file: Path, shape: Shape, heads: int, family: Family, drawn: bool, init_std: float) -> ViT:
     """A ViT without values, or with those of a first draw."""
     try:
         with torch.device("meta"):
@@ -340,6 +375,7 @@ def _empty(file: Path, shape: Shape, heads: int, family: Family, drawn: bool) ->
                 shape.patch,
                 shape.channels,
                 family.positions,
+                init_std,
             )
     except ValueError as error:
         raise UserError(f"{file}: {error}") from error
@@ -356,7 +392,7 @@ def _read(file: Path) -> dict[str, Any]:
     if file.name.endswith(".index.json"):
         return _read_shards(file)
     if file.name.endswith(".safetensors"):
-        return dict(_read_safetensors(file))
+        return dict(read_tensors(file))
     damaged = f"{file} cannot be read; it is damaged, cut short or no file of weights: copy it again"
     zipped = zipfile.is_zipfile(file)
     try:
@@ -371,24 +407,27 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} holds more than tensors ({wanted[1]}): to read it would run code that it brings along, which is "
             f"not done; ask for safetensors, or save its tensors alone where you trust it"
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (FileNotFoundError, PermissionError) as error:
+        raise unread(file, error) from error
+    except DAMAGED as error:
         raise UserError(damaged) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}, not named tensors; {READ}")
     return content
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; raises UserError if it is missing, not allowed, or damaged."""
     try:
+        with file.open("rb"):  # whose errors tell these apart; the library's do not
+            pass
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); it is damaged or cut short: copy it again"
-        ) from error
+        raise unread(file, error) from error
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
-    shards = _read_config(index).get("weight_map")
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"{index} has no weight_map of names; copy it again")
     tensors: dict[str, Any] = {}
@@ -398,38 +437,39 @@ def _read_shards(index: Path) -> dict[str, Any]:
             raise UserError(f'{index} names "{name}", which is not beside it; it is not read')
         if not (index.parent / name).is_file():
             raise UserError(f"{index} names {name}, which is not there; copy it too")
-        tensors |= _read_safetensors(index.parent / name)
+        tensors |= read_tensors(index.parent / name)
     return tensors
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); it is damaged: copy it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no names and values; copy it again")
-    return content
-
-
-def _card_licence(folder: Path, said: str) -> str:
-    """The licence that a model card, README.md, names in its head; ``said`` if it names none.
+def _card(folder: Path, said: str) -> dict[str, str]:
+    """What a model card, README.md, names in its head: "licence" (``said`` if none), "licence_link", "base_model".
 
     The card is where the owner of a repository says it, so it goes first; but where it only has the hub's word for
-    what ``said`` spells out, ``said`` stays.
+    what ``said`` spells out, ``said`` stays. Of several licences all are kept.
     """
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         head = re.match(r"---\s*\n(.*?)\n---", text, re.S)
         about = yaml.safe_load(head[1]) if head else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return said
-    licence = about.get("license") if isinstance(about, dict) else None
-    if isinstance(about, dict) and licence == "other":
-        licence = about.get("license_name", licence)
-    if not isinstance(licence, str) or licence in ("unknown", said.lower()):
-        return said
-    return licence
+        about = None
+    if not isinstance(about, dict):
+        return {"licence": said}
+    found = {"licence": said}
+    words = [str(word) for word in _listed(about.get("license")) if isinstance(word, str)]
+    if words == ["other"] and isinstance(name := about.get("license_name"), str):
+        words = [name]
+    licence = ", ".join(words)
+    if licence and licence not in ("unknown", said.lower()):
+        found["licence"] = licence
+    if isinstance(link := about.get("license_link"), str):
+        found["licence_link"] = link
+    base = [str(one) for one in _listed(about.get("base_model")) if isinstance(one, str)]
+    return found | ({"base_model": ", ".join(base)} if base else {})
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from importlib.metadata import version
@@ -17,6 +22,7 @@ from tubelet.errors import UserError
 from tubelet.export.about import about
 from tubelet.export.card import write_card
 from tubelet.export.check import Written
+from tubelet.export.hub import EXTRA
 from tubelet.export.names import named_as
 from tubelet.export.story import Story
 from tubelet.export.weights import Encoder, write_encoder
@@ -26,8 +32,8 @@ from tubelet.nn.tokens import Rotary, SinCos, name_positions
 from tubelet.nn.vit import ViT
 from tubelet.tensors import write_tensors
 
-EXTRA = 'pip install "tubelet[export]"'
 CODE = "tubelet.export.modeling"
+MODULES = "transformers_modules"  # the package that transformers makes of code that folders bring
 _IMPORT = re.compile(r"^from (tubelet\.[\w.]+) import ", re.M)
 
 
@@ -53,7 +59,8 @@ def write_hf(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Written
     }[kind]
     told = write(encoder, model, draft)
     write_card(encoder, model, draft, named, told, story)
-    opened = transformers.AutoModel.from_pretrained(draft, trust_remote_code=kind == "tubelet").eval()
+    with _by_itself(transformers):
+        opened = transformers.AutoModel.from_pretrained(draft, trust_remote_code=kind == "tubelet").eval()
     assert type(opened).__name__ == named, f"transformers opens the export as {type(opened).__name__}"
     # V-JEPA 2 would go on to its predictor
     options: dict[str, Any] = {"skip_predictor": True} if kind == "vjepa2" else {}
@@ -62,6 +69,29 @@ def write_hf(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Written
         return opened(clip.transpose(1, 2), **options).last_hidden_state
 
     return Written(run, any_length=kind != "videomae", told=told)
+
+
+@contextmanager
+def _by_itself(transformers: Any) -> Iterator[None]:
+    """Code that a folder brings goes into a folder that is gone afterwards, not into the user's; no bars are drawn."""
+    modules, log = transformers.dynamic_module_utils, transformers.utils.logging
+    cache, path, bars = modules.HF_MODULES_CACHE, list(sys.path), log.is_progress_bar_enabled()
+    known = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == MODULES}
+    log.disable_progress_bar()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            modules.HF_MODULES_CACHE = folder
+            sys.path.insert(0, folder)  # before the user's own, which may hold a package of this name
+            importlib.invalidate_caches()
+            yield
+    finally:
+        modules.HF_MODULES_CACHE = cache
+        sys.path[:] = path
+        for name in [name for name in sys.modules if name.split(".")[0] == MODULES]:
+            del sys.modules[name]
+        sys.modules.update(known)
+        if bars:
+            log.enable_progress_bar()
 
 
 def kind_of(model: ViT) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -12,8 +15,9 @@ from tubelet.export.about import NOTE, about, note
 from tubelet.export.check import Written
 from tubelet.export.names import named_as
 from tubelet.export.story import Story
-from tubelet.export.weights import Encoder
-from tubelet.nn.published import VJEPA2, fill, plain
+from tubelet.export.weights import Encoder, load_encoder
+from tubelet.files import writing
+from tubelet.nn.published import VJEPA2
 from tubelet.nn.tokens import Rotary, name_positions
 from tubelet.nn.vit import ViT
 
@@ -34,21 +38,23 @@ def write_vjepa2(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Wri
         )
     # some of Meta's code reads one name and some the other; they share their memory, so the file holds it once
     state = {f"module.backbone.{name}": tensor for name, tensor in named_as(model, VJEPA2).items()}
-    own = {**about(encoder), "heads": model.heads}  # which no file of this kind tells otherwise
-    torch.save({"encoder": state, "target_encoder": state, "tubelet": own}, draft / FILE)
+    with writing(draft / FILE) as file:
+        torch.save({"encoder": state, "target_encoder": state, "tubelet": about(encoder)}, cast(Any, file))
     (draft / NOTE).write_text(note(encoder), encoding="utf-8")
     told = [f'"encoder" and "target_encoder" in {FILE} are both this encoder; there is no predictor']
     if VJEPA2.heads.get((model.dim, model.depth)) != model.heads:
         told.append(f"other programs have to be told that it has {model.heads} heads: no tensor shows it")
-    return Written(_read(draft / FILE, model), exact=True, told=tuple(told))
+    with _silent():  # of a draft that gets another name there is nothing to say
+        again = load_encoder(draft / FILE)
+    return Written(again.model, exact=True, told=tuple(told))
 
 
-def _read(file: Path, model: ViT) -> ViT:
-    """The encoder in ``file``; what it lacks is not a number."""
-    again = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in again.parameters():
-            parameter.fill_(torch.nan)
-    content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    fill(again, VJEPA2, plain(content["target_encoder"]))
-    return again
+@contextmanager
+def _silent() -> Iterator[None]:
+    log = logging.getLogger("tubelet")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from torch.export import Dim, ExportedProgram
 from tubelet.errors import UserError
 from tubelet.export.about import NOTE, note
 from tubelet.export.check import Written
+from tubelet.export.hub import EXTRA
 from tubelet.export.story import Story
 from tubelet.export.weights import Encoder
+from tubelet.files import writing
 from tubelet.nn.vit import ViT
 
-EXTRA = 'pip install "tubelet[export]"'
 INPUT, OUTPUT = "clip", "tokens"
 
 
@@ -31,7 +33,9 @@ def write_pt2(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Writte
     """
     file = draft / "model.pt2"
     with _quiet():
-        torch.export.save(_traced(encoder, model), file, extra_files={NOTE: note(encoder)})
+        program = _traced(encoder, model)
+        with writing(file) as sink:
+            torch.export.save(program, cast(Any, sink), extra_files={NOTE: note(encoder)})
         program = torch.export.load(file)
     (draft / NOTE).write_text(note(encoder), encoding="utf-8")
     return Written(program.module(), told=_shapes(encoder, model))
@@ -86,6 +90,11 @@ def _quiet() -> Iterator[None]:
 def _traced(encoder: Encoder, model: ViT) -> ExportedProgram:
     """The encoder's program, with the number of clips and of tubelets along time left open."""
     side, depth = encoder.geometry.crop_size, model.patch[0]
+    if encoder.geometry.frames < 2 * depth:
+        raise UserError(
+            f"{encoder.name} reads {encoder.geometry.frames} frames, one tubelet, and a program for any length takes "
+            f"two or more; load it with frames={2 * depth} (--frames {2 * depth}), or choose another format"
+        )
     clip = torch.zeros(2, model.channels, 4 * depth, side, side)
     shapes = {INPUT: {0: Dim("batch"), 2: depth * Dim("tubelets", min=2)}}
     with torch.no_grad():

@@ -49,7 +49,7 @@ def export(
     "vjepa2", within 1e-4 of the largest output for what other code computes. Raises UserError for an ``out`` that
     holds anything, for an encoder that the format cannot express, and if a library is missing.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # "." has no name that a draft could take
     if to not in WRITERS:
         raise UserError(f'unknown format to="{to}"{nearest(to, WRITERS)} (there are: {", ".join(WRITERS)})')
     refuse_filled(out)
@@ -58,7 +58,7 @@ def export(
     if not isinstance(model, ViT):
         raise UserError(f"{encoder.name} has no weights to export; name a run or a file of weights")
     encoder = replace(encoder, provenance=with_origin(encoder))
-    story = Story() if run is None else story_of(run, encoder.digest)
+    story = Story() if run is None or to != "hf" else story_of(run, encoder.digest)
     with replace_folder(out) as draft:
         written = WRITERS[to](encoder, model, draft, story)
         difference = compare(model, encoder.geometry, written)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from tubelet.errors import UserError
+from tubelet.files import read_json
 
 # of the many metrics of a probe, those that are quoted
 QUOTED = ("top1", "macro_recall", "map", "hit@1", "r2", "mae")
@@ -46,27 +45,30 @@ def story_of(path: Path | str, digest: str) -> Story:
     place = path.parent if (path / "encoder.json").is_file() else path
     run = place.parent.parent if place.parent.name == "checkpoints" else place
     files = sorted(run.glob("eval/*/results.json"))
-    scores = [score for file in files for score in _scores(_read(file), digest)]
+    scores = [score for file in files for score in _scores(read_json(file), digest)]
     return Story(_cost(place, run), tuple(scores))
 
 
 def _cost(place: Path, run: Path) -> dict[str, float] | None:
     """Of a checkpoint what it had cost until then, else of the whole run."""
     if (place / "state.json").is_file():
-        state = _read(place / "state.json")
-        spent = {**state["spent"], "steps": state["step"]}
+        state = read_json(place / "state.json")
+        spent = {**state.get("spent", {}), **({"steps": state["step"]} if "step" in state else {})}
     elif (run / "run.json").is_file():
-        spent = _read(run / "run.json")
+        spent = read_json(run / "run.json")
     else:
         return None
-    spent["train_flops"] = sum(spent["flops"].values())
-    return {name: spent[name] for name in ("steps", "clips", "seconds", "train_flops")}
+    if isinstance(flops := spent.get("flops"), dict):
+        spent["train_flops"] = sum(flops.values())
+    return {
+        name: spent[name] for name in ("steps", "clips", "seconds", "train_flops") if name in spent
+    } or None
 
 
 def _scores(record: dict[str, Any], digest: str) -> list[Score]:
     if record.get("encoder", {}).get("digest") != digest:
         return []
-    data = PurePath(record["data"])
+    data = PurePath(str(record.get("data", "unknown")))
     task = data.parent.name if data.stem in ("labels", "manifest") else data.stem
     kind = record.get("kind", "retrieval")
     if record.get("headline_labels"):
@@ -83,12 +85,3 @@ def _scores(record: dict[str, Any], digest: str) -> list[Score]:
         for name, (value, low, high) in found.items()
         if name.split("@k")[0] in QUOTED and value is not None and math.isfinite(value)
     ]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); it is damaged: remove it, or make it again"
-        ) from error

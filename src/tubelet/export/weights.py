@@ -15,27 +15,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from tubelet.errors import UserError, nearest
-from tubelet.export.foreign import is_foreign, read_foreign
+from tubelet.export.foreign import is_foreign, read_foreign, read_tensors
 from tubelet.export.geometry import Geometry
 from tubelet.export.hub import SCHEME, pull
-from tubelet.files import replace_folder, write_json
+from tubelet.files import read_json, replace_folder, write_json
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.tokens import build_positions, name_positions
 from tubelet.nn.vit import ViT, build_vit
 from tubelet.tensors import write_tensors
 
 FORMAT = 1
+UNTRAINED = "random initialisation"  # the source of such weights
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A loaded encoder: the model, the clips it expects, what it is called and where it came from.
 
-    digest: a hash of weights and architecture; features cached under it can never be another encoder's.
+    digest: a hash of weights and architecture; features cached under it can never be another encoder's. named: what
+    `load_encoder` was asked for ("spec", paths absolute, "which", "heads", "allow_partial"), so that it can be asked
+    again; empty for a model that was not loaded.
     """
 
     model: ViT | Pixels
@@ -43,6 +44,7 @@ class Encoder:
     name: str
     digest: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, Any] = field(default_factory=dict)
 
     def embed_video(self, path: Path | str, **knobs: Any) -> tuple[np.ndarray, np.ndarray]:
         """The windows of one video: their vectors, float32 [N, ...], and times, float64 [N, 2], from and to, s.
@@ -59,7 +61,7 @@ class Encoder:
 
 def digest(model: ViT | Pixels) -> str:
     """16 hex digits over architecture, names, shapes and bytes of all weights."""
-    seen = hashlib.sha256(json.dumps(_architecture(model), sort_keys=True).encode())
+    seen = hashlib.sha256(json.dumps(architecture_of(model), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -84,7 +86,7 @@ def write_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict
     write_tensors(folder / "model.safetensors", state)
     about = {
         "format": FORMAT,
-        "architecture": _architecture(model),
+        "architecture": architecture_of(model),
         "geometry": asdict(geometry),
         "digest": digest(model),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -111,19 +113,50 @@ def load_encoder(
     allow_partial, heads: for published weights alone, see `tubelet.export.foreign.read_foreign`.
     Raises UserError if there is nothing to load, if a file is damaged, or if weights do not fit exactly.
     """
+    found = _load(spec, geometry, which, allow_partial, heads)
+    named = {"spec": _lasting(spec), "which": which, "heads": heads, "allow_partial": allow_partial}
+    return replace(found, named=named)
+
+
+def _lasting(spec: str | Path) -> str:
+    """``spec`` so that it is understood in any folder."""
+    text = str(spec)
+    kind, colon, rest = text.partition(":")
+    if kind in ("random", "pixels"):
+        like, at, seed = rest.partition("@")
+        return f"{kind}:{Path(like).absolute()}{at}{seed}" if colon and Path(like).is_dir() and like else text
+    return text if text.startswith(SCHEME) else str(Path(spec).absolute())
+
+
+def _load(
+    spec: str | Path, geometry: Geometry | None, which: str | None, allow_partial: bool, heads: int | None
+) -> Encoder:
     text = str(spec)
     if text.partition(":")[0] in ("random", "pixels"):
         return _untrained(text, geometry)
     if text.startswith(SCHEME):
         folder, revision = pull(text)
-        pulled = load_encoder(folder, geometry, which, allow_partial, heads)
+        pulled = _load(folder, geometry, which, allow_partial, heads)
         about = {**pulled.provenance, "source": text, "revision": revision}
         return replace(pulled, name=text.removeprefix(SCHEME), provenance=about)
+    if _is_resaved(Path(spec)):
+        return _resaved(Path(spec), geometry)
     if is_foreign(Path(spec)):
         foreign = read_foreign(Path(spec), which, allow_partial, heads)
-        return _finish(foreign.model, geometry or foreign.geometry, foreign.name, foreign.provenance)
+        found = _finish(foreign.model, geometry or foreign.geometry, foreign.name, foreign.provenance)
+        if foreign.digest not in (None, found.digest):
+            raise UserError(
+                f"{spec}: its weights are not those that were exported into it (digest {found.digest} instead of "
+                f"{foreign.digest}); it is damaged or was changed: export it again"
+            )
+        return found
     folder = _find(Path(spec), which)
-    about = _read_json(folder / "encoder.json")
+    about = read_json(folder / "encoder.json")
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / 'encoder.json'} has format {about.get('format')}, this version reads {FORMAT}; load it with "
+            "the version that wrote it, or update tubelet"
+        )
     try:
         model = _build(about["architecture"])
         stored = _stored_geometry(about)
@@ -131,7 +164,36 @@ def load_encoder(
         raise UserError(f"{folder / 'encoder.json'} is not an encoder of this version: {error!r}") from error
     _load_exactly(model, folder / "model.safetensors")
     name = about.get("provenance", {}).get("name", folder.parent.name)
-    return _finish(model, geometry or stored, name, about.get("provenance", {}))
+    found = _finish(model, geometry or stored, name, about.get("provenance", {}))
+    if found.digest != about.get("digest"):
+        raise UserError(
+            f"{folder / 'model.safetensors'}: its weights are not those that encoder.json describes (digest "
+            f"{found.digest} instead of {about.get('digest')}); one of the two is damaged or of another encoder: copy "
+            "both again"
+        )
+    return found
+
+
+def _is_resaved(folder: Path) -> bool:
+    """Whether ``folder`` is an export of ours for transformers, saved again by it: no `encoder.json`, our own type."""
+    config = folder / "config.json"
+    if (folder / "encoder.json").is_file() or not config.is_file():
+        return False
+    return read_json(config).get("model_type") == "tubelet" and not any(folder.glob("encoder*/encoder.json"))
+
+
+def _resaved(folder: Path, geometry: Geometry | None) -> Encoder:
+    """Such a folder: its weights may be others by now, so no digest is expected of them."""
+    file = folder / "config.json"
+    about = read_json(file)
+    try:
+        said = about["tubelet"]
+        model, stored = _build(said["architecture"]), _stored_geometry(said)
+        provenance = {**said["provenance"], "saved_again": "by transformers"}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not the config of an export of this version: {error!r}") from error
+    _load_exactly(model, folder / "model.safetensors")
+    return _finish(model, geometry or stored, str(provenance.get("name", folder.name)), provenance)
 
 
 def _find(path: Path, which: str | None) -> Path:
@@ -157,7 +219,7 @@ def _find(path: Path, which: str | None) -> Path:
         names = [name.removeprefix("encoder-") for name in found if name != "encoder"]
         main: str | None = None
         if "encoder" in found:
-            main = _read_json(root / "encoder" / "encoder.json")["provenance"].get("which")
+            main = read_json(root / "encoder" / "encoder.json")["provenance"].get("which")
         if which is not None and which == main:
             return root / "encoder"
         known = sorted({*names, main} if main else names)
@@ -175,7 +237,7 @@ def _untrained(text: str, geometry: Geometry | None) -> Encoder:
         raise UserError(f'"{text}": the seed after @ must be a whole number, not "{seed}"')
     about = None
     if like and Path(like).is_dir():
-        about = _read_json(_find(Path(like), None) / "encoder.json")
+        about = read_json(_find(Path(like), None) / "encoder.json")
         geometry = geometry or _stored_geometry(about)
     if kind == "pixels":
         if like and about is None:
@@ -189,7 +251,7 @@ def _untrained(text: str, geometry: Geometry | None) -> Encoder:
         except ValueError as error:
             raise UserError(str(error)) from error
         model.init_weights()
-    return _finish(model, geometry or Geometry(), text, {"source": "random initialisation"})
+    return _finish(model, geometry or Geometry(), text, {"source": UNTRAINED})
 
 
 def _stored_geometry(about: dict[str, Any]) -> Geometry:
@@ -202,7 +264,8 @@ def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict
     return Encoder(model, geometry, name, digest(model), provenance)
 
 
-def _architecture(model: ViT | Pixels) -> dict[str, Any]:
+def architecture_of(model: ViT | Pixels) -> dict[str, Any]:
+    """What builds the model again, without its weights: JSON."""
     if isinstance(model, Pixels):
         return {"kind": "pixels", "patch": model.patch, "channels": model.channels, "cells": model.cells}
     positions, base = name_positions(model.positions)
@@ -233,12 +296,7 @@ def _build(about: dict[str, Any]) -> ViT:
 
 def _load_exactly(model: ViT, file: Path) -> None:
     """Every tensor of the model from the file, every tensor of the file into the model, or an error."""
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); it is damaged or cut short: copy it again"
-        ) from error
+    state = read_tensors(file)
     expected = model.state_dict()
     missing = sorted(expected.keys() - state.keys())
     surplus = sorted(state.keys() - expected.keys())
@@ -253,10 +311,3 @@ def _load_exactly(model: ViT, file: Path) -> None:
             f"{len(surplus)} unexpected {surplus[:3]}, {len(shapes)} of another shape {shapes[:3]}"
         )
     model.load_state_dict(state)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); it is damaged: copy it again") from error

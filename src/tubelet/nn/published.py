@@ -18,7 +18,8 @@ from tubelet.types import Grid
 class Family:
     """Files of one origin: what their tensors are called and what is known of the encoders in them.
 
-    name, licence: as they are told. embedding, block, norm: the names of patch embedding, block ("{}" is its
+    name, licence: as they are told; names of tensors cannot prove whose they are, so the licence says whose it would
+    be. embedding, block, norm: the names of patch embedding, block ("{}" is its
     number, from 0) and final norm, the first of ``norm`` that a file has; all after one of ``prefixes``.
     qkv_weight, qkv_bias: what of a block makes up our fused weight and bias, in this order; None stands for zeros.
     parts: our other names within a block, and theirs.
@@ -51,10 +52,11 @@ _SAME = {name: name for name in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.
 _HEADS = {(size.dim, size.depth): size.heads for size in MODELS.values()}
 # V-JEPA 2 trained its giant with 22 heads, 2.1 its gigantic with 26: heads of 64 channels
 _HEADS_JEPA2 = _HEADS | {(1408, 40): 22, (1664, 48): 26}
+UNPROVEN = "not known from the file"
 
 VJEPA1 = Family(
     name="V-JEPA 1",
-    licence="CC-BY-NC-4.0",
+    licence=f"CC-BY-NC-4.0 if published by Meta; {UNPROVEN}",
     embedding="patch_embed.proj",
     block="blocks.{}",
     norm=("norm",),
@@ -66,7 +68,7 @@ VJEPA1 = Family(
 )
 VJEPA2 = Family(
     name="V-JEPA 2",
-    licence="MIT",
+    licence=f"MIT if published by Meta; {UNPROVEN}",
     embedding="patch_embed.proj",
     block="blocks.{}",
     norm=("norm",),
@@ -81,7 +83,7 @@ VJEPA2 = Family(
 )
 VJEPA21 = Family(
     name="V-JEPA 2.1",
-    licence="MIT",
+    licence=f"MIT if published by Meta; {UNPROVEN}",
     embedding="patch_embed.proj",
     block="blocks.{}",
     # one norm for each of the four layers that it was trained on; the last is the output's
@@ -99,7 +101,7 @@ VJEPA21 = Family(
 )
 VIDEOMAE = Family(
     name="VideoMAE",
-    licence="CC-BY-NC-4.0",
+    licence=f"CC-BY-NC-4.0 if published by VideoMAE's authors; {UNPROVEN}",
     embedding="patch_embed.proj",
     block="blocks.{}",
     # fine-tuned ones norm the mean token; per token it is the nearest thing to a final norm that they have
@@ -208,7 +210,8 @@ def _single_bias(found: re.Match[str]) -> str:
 def shape_of(family: Family, state: Mapping[str, Tensor]) -> Shape:
     """Width, depth, MLP width and patch of the encoder in ``state``.
 
-    Raises ValueError if it has no patch embedding, or one that reads images (4 instead of 5 dimensions).
+    Raises ValueError if it has no patch embedding, or one that reads images (4 instead of 5 dimensions), and unless
+    all blocks up to the last are there: a number alone must not make an encoder of a billion blocks.
     """
     kernel = state.get(f"{family.embedding}.weight")
     if kernel is None:
@@ -218,7 +221,10 @@ def shape_of(family: Family, state: Mapping[str, Tensor]) -> Shape:
         raise ValueError(f"the patch embedding {family.embedding}.weight is {tuple(kernel.shape)}; {what}")
     dim, channels, *patch = kernel.shape
     pattern = re.compile(re.escape(family.block).replace(r"\{\}", r"(\d+)") + r"\.")
-    depth = max((int(found[1]) + 1 for name in state if (found := pattern.match(name))), default=0)
+    numbers = {found[1] for name in state if (found := pattern.match(name))}
+    depth = len(numbers)
+    if strange := sorted(numbers - {str(number) for number in range(depth)}):
+        raise ValueError(f"it has {depth} blocks, but one of them has the number {strange[0][:20]}")
     first = f"{family.block.format(0)}.{family.parts['mlp.fc1']}.weight"
     if first not in state or state[first].ndim != 2:
         raise ValueError(f"there is no matrix {first}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,37 @@ from tubelet.search.hits import Hit
 from tubelet.search.judge import COLUMNS, ELSEWHERE, Judged, judge_search
 from tubelet.search.query import Found, path_of, query_of_file, search
 
+TOP = 10  # stretches, unless told otherwise
+
 
 def answer(
     features: str | Path,
     query: str | Path,
     start: float | None = None,
     end: float | None = None,
-    top: int = 10,
+    top: int = TOP,
     exact: bool = False,
     out: str | Path | None = None,
     device: str = "auto",
     head: str | Path | None = None,
+    encoder: str | Path | None = None,
 ) -> Found:
     """Searches a folder of embeddings and prints what is nearest; with ``out`` also writes it.
 
-    out: folder for results.csv, results.json and report.html. The rest as `query.query_of_file` and `query.search`
-    have it, and so are the errors.
+    encoder: where the table's encoder is now, if not where it was. out: folder for results.csv, results.json and
+    report.html. The rest as `query.query_of_file` and `query.search` have it, and so are the errors.
     """
     table = read_embeddings(Path(features))
-    found = search(table, query_of_file(table, query, start, end, device, head), top, exact)
+    found = search(table, query_of_file(table, query, start, end, device, head, encoder), top, exact)
     for line in lines_of(found):
         print(line)
     if out is not None:
         found.save(Path(out), about(table))
         page = found_page(table, found).write(Path(out) / "report.html")
         print(f"  {Path(out) / 'results.csv'}\n  {page}")
-    words = ["tubelet", "browse", str(features), "--query", str(query), *_stretch_words(start, end)]
+    given = {"start": start, "end": end, "top": top if top != TOP else None, "head": head, "encoder": encoder}
+    given["device"] = device if device != "auto" else None
+    words = ["tubelet", "browse", str(features), "--query", str(query), *_option_words(given)]
     print(f"to play them: {shlex.join(words)}")
     return found
 
@@ -209,10 +214,10 @@ def _place(name: str, one: Any) -> str:
     return f"{name} {between(one.start, one.end)}"
 
 
-def _stretch_words(start: float | None, end: float | None) -> Iterator[str]:
-    for name, value in (("--start", start), ("--end", end)):
+def _option_words(given: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in given.items():
         if value is not None:
-            yield from (name, f"{value:g}")
+            yield from (f"--{name}", f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _aligned(rows: list[list[str]], words: int | None = None) -> Iterator[str]:

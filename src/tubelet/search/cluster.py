@@ -11,7 +11,7 @@ from sklearn.metrics import silhouette_score
 
 from tubelet.embed.table import Embeddings
 from tubelet.errors import UserError
-from tubelet.search.index import chunks, unit
+from tubelet.search.index import chunks, refuse_wide, unit
 
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20)  # how many groups are tried
 SAMPLE = 5000  # windows that groups are learned from, and among which neighbours are sought
@@ -56,10 +56,11 @@ def cluster(table: Embeddings, groups: int | None = None, seed: int = 0) -> Clus
     the distance to the centre, because a few odd windows can have a centre of their own. odd: beyond the upper quartile
     by `FAR_OUT` times the distance of the quartiles (Tukey, 1977, "far out").
     Raises UserError for fewer than three different windows, for ``groups`` below 2 or more than there are different
-    windows in the sample, and for vectors that are not finite.
+    windows in the sample, for vectors that are not finite, and for those so wide that a sample takes more than 4 GiB.
     """
     count = len(table)
     drawn = np.sort(np.random.default_rng(seed).choice(count, min(count, SAMPLE), replace=False))
+    refuse_wide(table, len(drawn))
     sample = directions(table, drawn)
     drawn, sample = drawn[sample.any(axis=1)], sample[sample.any(axis=1)]
     distinct = len(np.unique(sample.round(6), axis=0))

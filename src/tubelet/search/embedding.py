@@ -22,26 +22,32 @@ def embed_query(
     start: float | None = None,
     end: float | None = None,
     device: str = "auto",
-    encoder: Encoder | None = None,
+    encoder: Encoder | str | Path | None = None,
     head: Path | str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The windows of a stretch of ``path``: [Q, width], and their times, float64 [Q, 2], s.
 
-    By the table's encoder, layer, pool, clips, windows and views. encoder: that encoder, if it is loaded already.
+    By the table's encoder, layer, pool, clips, windows and views. encoder: that encoder, or where it is now.
     head: of a table pooled by one, the same file.
     Raises UserError if the encoder or the head is gone or is not the one that made the table, and as
     `embed.embed_video` does.
     """
     about = table.about
-    if encoder is None:
+    if not isinstance(encoder, Encoder):
         named = about["encoder"]
-        spec, how = named["spec"], ("which", "heads", "allow_partial")
+        spec, how = encoder or named.get("spec"), ("which", "heads", "allow_partial")
+        if spec is None:
+            raise UserError(
+                f"the query has to be embedded by the encoder that made {table.folder}, {named['name']} (digest "
+                f"{named['digest']}), and the table does not say where that is; say encoder=SPEC (--encoder)"
+            )
         try:
             encoder = load_encoder(spec, **{name: named[name] for name in how if name in named})
         except UserError as error:
             raise UserError(
                 f"the query has to be embedded by the encoder that made {table.folder}, and that cannot be loaded: "
-                f"{error}; put it back at {spec}, or ask for windows that are in the table"
+                f"{error}; put it back at {spec}, say where it is now by encoder=SPEC (--encoder), or ask for windows "
+                "that are in the table"
             ) from error
     if encoder.digest != about["encoder"]["digest"]:
         raise UserError(
@@ -56,7 +62,8 @@ def embed_query(
         if clip.get("fps") is not None
         else {"fps": None, "frame_step": clip["frame_step"]}
     )
-    geometry = replace(encoder.geometry, frames=clip["frames"], crop_size=clip["crop_size"], **rate)
+    pixels = {name: tuple(clip[name]) for name in ("mean", "std") if name in clip}
+    geometry = replace(encoder.geometry, frames=clip["frames"], crop_size=clip["crop_size"], **rate, **pixels)
     vectors, times = embed_video(
         replace(encoder, geometry=geometry),
         path,

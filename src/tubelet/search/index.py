@@ -14,10 +14,11 @@ import numpy as np
 
 from tubelet.embed.table import Embeddings
 from tubelet.errors import UserError
-from tubelet.files import replace_file, write_json
+from tubelet.files import replace_file, write_json, writing
 
 EXACT_UP_TO = 1_000_000  # windows; beyond that an index is worth its memory and the time to build it
 INDEX, ABOUT = "search.faiss", "search.json"
+MOST_BYTES = 2**32  # of vectors as float64 that are held at once, where they have to be
 _CHUNK = 2**22  # numbers held at once: 32 MiB as float64
 _DIGITS = 12  # what differs behind these is rounding: copies tie, and the size of the chunks changes nothing
 _PER_CELL = 64  # windows that each cell of the index is learned from
@@ -108,6 +109,16 @@ def chunks(table: Embeddings) -> Iterator[tuple[int, np.ndarray]]:
     for first in range(0, count, size):
         block = np.asarray(table.vectors[first : first + size], np.float64)
         yield first, _finite(block, table, np.arange(first, first + len(block)))
+
+
+def refuse_wide(table: Embeddings, rows: int) -> None:
+    """Raises UserError if ``rows`` vectors as float64 would be more than `MOST_BYTES`."""
+    width = int(table.about.get("width", 0)) or table.vectors.shape[1]
+    if (size := rows * width * 8) > MOST_BYTES:
+        raise UserError(
+            f"{table.folder} has {width:,} numbers a window, and {rows:,} windows at once would take "
+            f"{size / 2**30:.0f} GiB; embed again with pool mean (--pool mean)"
+        )
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -222,6 +233,6 @@ def _build(table: Embeddings, faiss: Any) -> None:
         index.add(unit(block).astype(np.float32))
     # the stamp comes last: an index without the right one is built again
     (table.folder / ABOUT).unlink(missing_ok=True)
-    with replace_file(table.folder / INDEX) as draft:
-        faiss.write_index(index, str(draft))
+    with replace_file(table.folder / INDEX) as draft, writing(draft) as sink:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(sink.write))
     write_json(table.folder / ABOUT, _stamp(table))

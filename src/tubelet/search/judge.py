@@ -15,7 +15,7 @@ from tubelet.embed.table import Embeddings
 from tubelet.errors import UserError
 from tubelet.evaluate.retrieval import KS, Retrieval, ask, summary
 from tubelet.files import write_json
-from tubelet.search.index import chunks
+from tubelet.search.index import chunks, refuse_wide
 from tubelet.search.query import write_rows
 
 MOST = 20_000  # windows; every one is ranked against every other
@@ -77,13 +77,15 @@ def judge_search(table: Embeddings, seed: int = 0, most: int = MOST) -> Judged:
     out; a file without one is a group of its own, and groups that share a file are one.
     Of more than ``most`` labelled windows, whole files are drawn at random until there are so many. Classes that occur
     in one file alone cannot ask. Definitions: `evaluate.retrieval`; the files as groups are ours.
-    Raises UserError if no window has a label, no class occurs in two files, or vectors are not finite.
+    Raises UserError if no window has a label, no class occurs in two files, vectors are not finite, or are so wide that
+    they take more than 4 GiB.
     """
     labelled = np.array([label is not None for label in table.label], bool)
     if not labelled.any():
         raise UserError(f"{table.folder} has no labels to judge by; embed a list with a `label` column")
     files = np.unique(table.file, return_inverse=True)[1]
     kept = _some(np.flatnonzero(labelled), files, most, seed)
+    refuse_wide(table, len(kept))
     label = np.array([str(table.label[row]) for row in kept])
     vectors = np.concatenate(
         [block[kept[(kept >= a) & (kept < a + len(block))] - a] for a, block in chunks(table)]

@@ -92,13 +92,14 @@ def query_of_file(
     end: float | None = None,
     device: str = "auto",
     head: str | Path | None = None,
+    encoder: str | Path | None = None,
 ) -> Query:
     """A file, or a stretch of it, as a query.
 
     Of a file in the table no encoder is needed for: the whole of it (all its windows ask), ``start`` alone (the
     window that begins nearest to it), and a stretch that is one of its windows. All else is embedded by the table's
-    encoder, layer, pool and geometry (head: see `embedding.embed_query`). Raises UserError if the stretch is none, the
-    file is neither in the table nor on disk, or the encoder is gone or another one now.
+    encoder, layer, pool and geometry (head, encoder: see `embedding.embed_query`). Raises UserError if the stretch is
+    none, the file is neither in the table nor on disk, or the encoder is gone or another one now.
     """
     if (start is not None and not start >= 0) or (end is not None and not end > (start or 0.0)):
         raise UserError(
@@ -126,8 +127,13 @@ def query_of_file(
     path = path_of(name)
     if not path.exists():
         known = closest_word(str(file), dict.fromkeys(map(str, table.file)))
+        if here.any():
+            raise UserError(
+                f"{name} is in {table.folder} but not at its place any more, and this stretch is none of its windows; "
+                "ask for one of them (--start alone takes the nearest), for all of it, or name the file where it is now"
+            )
         raise UserError(f"{file} is neither in {table.folder} nor on disk{known}")
-    vectors, times = embed_query(table, path, start, end, device, head=head)
+    vectors, times = embed_query(table, path, start, end, device, encoder, head)
     first, last = float(times[:, 0].min()), float(times[:, 1].max())
     return Query(name, first, last, vectors, np.zeros(0, np.int64), overlapping(table, here, first, last))
 

@@ -182,10 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
 def part_of(header: str | None, size: int) -> range | None:
     """The bytes that a Range header asks for (RFC 9110, section 14), empty if a file of ``size`` has none of them.
 
-    None, the whole file, for no header, for one that is no single range of bytes, and for one whose end comes before
-    its start.
+    None, the whole file, for no header, for one that is no single range of bytes (of 18 digits at most), and for one
+    whose end comes before its start.
     """
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip(), re.I | re.A)
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip(), re.I | re.A)
     if not found or found.groups() == ("", ""):
         return None
     first, last = found.groups()
@@ -205,6 +205,7 @@ def browse(
     top: int = 10,
     device: str = "auto",
     head: str | Path | None = None,
+    encoder: str | Path | None = None,
 ) -> None:
     """Serves a folder of embeddings until it is interrupted; with ``query``, the first page is what is like it.
 
@@ -215,7 +216,9 @@ def browse(
     if not len(table):
         raise UserError(f"{table.folder} holds no windows: there is nothing to browse; embed some videos")
     asked = (
-        None if query is None else search(table, query_of_file(table, query, start, end, device, head), top)
+        None
+        if query is None
+        else search(table, query_of_file(table, query, start, end, device, head, encoder), top)
     )
     with Server(Browser(table, asked), port) as server:
         print(f"{len(table):,} windows: {server.url} (for this machine alone; ctrl-C ends it)", flush=True)
