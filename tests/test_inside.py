@@ -308,12 +308,14 @@ def test_two_encoders_of_one_name_are_told_apart_by_where_they_lie(tmp_path) -> 
 
 def test_the_command_says_what_it_found(small, data, tmp_path, capsys) -> None:
     out = tmp_path / "out"
-    given = f"--data {data} --out {out} --names ours,random --cache {tmp_path / 'cache'} --layers 0,2,3"
+    given = (
+        f"--data {data} --out {out} --names [red]ours,random:a: --cache {tmp_path / 'cache'} --layers 0,2,3"
+    )
     skip = "--skip gratings,occdrop,tokens,influence"
     code = cli.main(["analyze", small, f"random:{small}@3", *given.split(), *skip.split()])
     assert code == 0
     told = capsys.readouterr().err
-    assert "ours: " in told and "random: " in told and "report.html" in told
+    assert "[red]ours: " in told and "random:a:: " in told and "report.html" in told
     assert {row["layer"] for row in json.loads((out / "analysis.json").read_text())["layers"]} == {0, 2, 3}
 
 

@@ -26,6 +26,9 @@ from tubelet.inside.through import checkpoints_of
 from tubelet.report.depth import depth_report
 from tubelet.report.depth_tables import write_tables
 
+# as it is: to rich, "random:a:" holds a picture and a name in brackets a colour
+_PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
+
 
 def analyze(
     encoders: Sequence[str],
@@ -79,7 +82,7 @@ def analyze(
     write_tables(found, out)
     page = depth_report(out)
     _tell(found, console)
-    console.print(f"{out / 'analysis.json'}, {page}", highlight=False, soft_wrap=True)
+    console.print(f"{out / 'analysis.json'}, {page}", **_PLAIN)
     return found
 
 
@@ -237,6 +240,6 @@ def _described(subject: Subject) -> dict[str, Any]:
 def _tell(found: Mapping[str, Any], console: Console) -> None:
     """What it comes down to, in words."""
     for row in found["saturation"]:
-        console.print(f"{row['encoder']}: {row['sentence']}", highlight=False, soft_wrap=True)
+        console.print(f"{row['encoder']}: {row['sentence']}", **_PLAIN)
     for note in found["about"]["notes"]:
-        console.print(f"  {note}", highlight=False, soft_wrap=True)
+        console.print(f"  {note}", **_PLAIN)
