@@ -331,7 +331,7 @@ class _Job:
         reasons = json.loads(reasons_file.read_text()) if reasons_file.exists() else {}
         todo = np.flatnonzero(state == TODO)
         bar = Progress(
-            TextColumn(f"{self.what} of {self.encoder.name}"),
+            TextColumn(f"{self.what} of {self.encoder.name}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -70,7 +70,11 @@ def analyze(
     saved = {} if amounts.checkpoints is None else _checkpoints(subjects, amounts.checkpoints)
     footage = read_footage(data, label, folds, unlabelled, views, seed)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+    )
     bars = Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     )
