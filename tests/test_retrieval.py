@@ -174,7 +174,7 @@ def test_the_difference_of_two_maps_is_that_of_their_means_and_narrower_than_the
     other = one + 0.1 * rng.standard_normal((40, 8))
     asked = [ask(rows.astype(np.float32), label) for rows in (one, other)]
     whole = [retrieval(rows.astype(np.float32), label, resampled=group) for rows in (one, other)]
-    found = map_difference(*asked, group)
+    found = map_difference(asked[0], asked[1], group)
     assert found.value == pytest.approx(whole[0].map - whole[1].map)
     assert found.low < found.value < found.high
     wide = whole[0].intervals["map"]
