@@ -1,0 +1,94 @@
+"""How fast a long video is embedded, and that its length does not matter for memory.
+
+    python benchmarks/embed.py ENCODER --out runs/embed [--hours 0.5,2]
+
+Makes videos of these lengths (160x120, 25 frames a second, a texture that drifts), embeds each in a process of its own,
+and polls the anonymous memory of that process five times a second. Result: benchmarks/embed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from rich.progress import track
+
+from tubelet.files import replace_file
+from tubelet.recipes.run import environment
+from tubelet.train.parallel import World
+
+RATE, WIDTH, HEIGHT = 25, 160, 120
+
+
+def make(path: Path, hours: float) -> None:
+    """A video of that length, frame by frame; one that is there is kept."""
+    if path.exists():
+        return
+    texture = np.random.default_rng(0).integers(0, 256, (HEIGHT, 3 * WIDTH, 3), dtype=np.uint8)
+    with replace_file(path) as draft, av.open(str(draft), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast", "crf": "35"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in track(range(round(hours * 3600 * RATE)), f"{hours:g} hours"):
+            left = number // 2 % (2 * WIDTH)
+            picture = np.ascontiguousarray(texture[:, left : left + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def embed(encoder: str, video: Path, out: Path) -> dict[str, Any]:
+    """Seconds and peak anonymous memory of `tubelet embed`, and what it says of itself."""
+    command = [
+        sys.executable,
+        "-m",
+        "tubelet",
+        "embed",
+        encoder,
+        "--data",
+        str(video.parent),
+        "--out",
+        str(out),
+    ]
+    began, peak = time.perf_counter(), 0
+    with subprocess.Popen(command) as running:
+        while running.poll() is None:
+            try:
+                status = Path(f"/proc/{running.pid}/status").read_text()
+            except OSError:  # it has just ended
+                break
+            peak = max(
+                [peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))]
+            )
+            time.sleep(0.2)
+    about = json.loads((out / "embeddings.json").read_text())
+    told = {key: about[key] for key in ("windows", "video_seconds", "rate")}
+    return {**told, "seconds": time.perf_counter() - began, "peak_anonymous_gib": peak / 2**20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("encoder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--hours", default="0.5,2")
+    parser.add_argument("--result", type=Path, default=Path(__file__).with_suffix(".json"))
+    asked = parser.parse_args()
+    found: dict[str, Any] = {}
+    for word in asked.hours.split(","):
+        video = asked.out / f"{word}h" / "video.mp4"
+        make(video, float(word))
+        found[f"{word} hours"] = embed(asked.encoder, video, asked.out / f"features-{word}h-{time.time_ns()}")
+    machine = {k: v for k, v in environment(World()).items() if k != "command"}
+    asked.result.write_text(json.dumps({"environment": machine, "videos": found}, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
