@@ -803,18 +803,23 @@ def _budgets(text: str) -> tuple[float, ...]:
     return tuple(sorted(float(word) for word in _words(text)))
 
 
-def _add_search(commands: Any, name: str) -> None:
-    parser = commands.add_parser(name, help="what in embedded videos is most like a clip")
+def _add_query(parser: Any, query: str) -> None:
+    """The table, and what is looked for in it; ``query`` says what that is for."""
     parser.add_argument("features", metavar="FEATURES", help="folder that tubelet embed has written")
-    parser.add_argument("--query", metavar="FILE", help="a video, in the table or not")
+    parser.add_argument("--query", metavar="FILE", help=query)
     parser.add_argument("--start", type=float, help="seconds: where the query begins (default: all of it)")
     parser.add_argument("--end", type=float, help="seconds: where it ends")
     parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
-    parser.add_argument("--exact", action="store_true", help="compare all windows, however many there are")
-    parser.add_argument("--evaluate", action="store_true", help="do windows find their class in other files?")
     parser.add_argument("--head", metavar="FOLDER", help="the head that the table was pooled by, if it was")
     parser.add_argument("--encoder", metavar="SPEC", help="where the table's encoder is now, if it was moved")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+
+
+def _add_search(commands: Any, name: str) -> None:
+    parser = commands.add_parser(name, help="what in embedded videos is most like a clip")
+    _add_query(parser, "a video, in the table or not")
+    parser.add_argument("--exact", action="store_true", help="compare all windows, however many there are")
+    parser.add_argument("--evaluate", action="store_true", help="do windows find their class in other files?")
     parser.add_argument(
         "--seed", type=int, default=0, help="of intervals, and of files drawn (default: %(default)s)"
     )
@@ -839,14 +844,7 @@ def _search(chosen: argparse.Namespace) -> int:
 
 def _add_browse(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="a page on this machine to look at embedded videos and play them")
-    parser.add_argument("features", metavar="FEATURES", help="folder that tubelet embed has written")
-    parser.add_argument("--query", metavar="FILE", help="begin with what is like this video")
-    parser.add_argument("--start", type=float, help="seconds: where the query begins (default: all of it)")
-    parser.add_argument("--end", type=float, help="seconds: where it ends")
-    parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
-    parser.add_argument("--head", metavar="FOLDER", help="the head that the table was pooled by, if it was")
-    parser.add_argument("--encoder", metavar="SPEC", help="where the table's encoder is now, if it was moved")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+    _add_query(parser, "begin with what is like this video")
     parser.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
 
 

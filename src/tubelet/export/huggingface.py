@@ -110,23 +110,30 @@ def mlp_ratio(dim: int, hidden: int) -> float:
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
+def _common(model: ViT) -> dict[str, Any]:
+    """What both classes' config.json call by the same names."""
+    return {
+        "hidden_size": model.dim,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "tubelet_size": model.patch[0],
+        "patch_size": model.patch[1],
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+    }
+
+
 def _write_vjepa2(encoder: Encoder, model: ViT, draft: Path) -> tuple[str, ...]:
     dim, geometry = model.dim, encoder.geometry
     config = {
         "architectures": ["VJEPA2Model"],
         "model_type": "vjepa2",
-        "hidden_size": dim,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
+        **_common(model),
         "mlp_ratio": mlp_ratio(dim, model.hidden),
         "in_chans": model.channels,
-        "tubelet_size": model.patch[0],
-        "patch_size": model.patch[1],
         "frames_per_clip": geometry.frames,
         "crop_size": geometry.crop_size,
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
         # the class has a predictor whether there is one or not: this is the smallest that it can have
         "pred_hidden_size": _PREDICTOR,
         "pred_num_hidden_layers": 0,
@@ -163,18 +170,11 @@ def _write_videomae(encoder: Encoder, model: ViT, draft: Path) -> tuple[str, ...
     config = {
         "architectures": ["VideoMAEModel"],
         "model_type": "videomae",
-        "hidden_size": model.dim,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
+        **_common(model),
         "intermediate_size": model.hidden,
         "num_channels": model.channels,
-        "tubelet_size": model.patch[0],
-        "patch_size": model.patch[1],
         "num_frames": geometry.frames,
         "image_size": geometry.crop_size,
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
         "use_mean_pooling": False,
     }
     _write(draft, named_as(model, VIDEOMAE_HF), config, encoder)

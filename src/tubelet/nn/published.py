@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -66,37 +66,24 @@ VJEPA1 = Family(
     positions=SinCos(),
     heads=_HEADS,
 )
-VJEPA2 = Family(
+VJEPA2 = replace(
+    VJEPA1,
     name="V-JEPA 2",
     licence=f"MIT if published by Meta; {UNPROVEN}",
-    embedding="patch_embed.proj",
-    block="blocks.{}",
-    norm=("norm",),
-    qkv_weight=("attn.qkv.weight",),
-    qkv_bias=("attn.qkv.bias",),
-    parts=_SAME,
     positions=Rotary(legacy=True),
     heads=_HEADS_JEPA2,
     frames=64,
     fps=4.0,
     crop_size=256,
 )
-VJEPA21 = Family(
+VJEPA21 = replace(
+    VJEPA2,
     name="V-JEPA 2.1",
-    licence=f"MIT if published by Meta; {UNPROVEN}",
-    embedding="patch_embed.proj",
-    block="blocks.{}",
     # one norm for each of the four layers that it was trained on; the last is the output's
     norm=("norms_block.3",),
-    qkv_weight=("attn.qkv.weight",),
-    qkv_bias=("attn.qkv.bias",),
-    parts=_SAME,
     positions=ScaledRotary(),
     constant="video_mod_embed",
     unneeded=("patch_embed_img.", "img_mod_embed", "norms_block.0.", "norms_block.1.", "norms_block.2."),
-    heads=_HEADS_JEPA2,
-    frames=64,
-    fps=4.0,
     crop_size=384,
 )
 VIDEOMAE = Family(
