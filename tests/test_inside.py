@@ -28,6 +28,7 @@ from tubelet.evaluate import features
 from tubelet.evaluate.features import Features
 from tubelet.evaluate.noise import Interval
 from tubelet.evaluate.source import Views, read_views
+from tubelet.evaluate.targets import TargetScores
 from tubelet.export.truncate import truncated
 from tubelet.export.weights import Geometry, load_encoder, save_encoder
 from tubelet.inside import worlds
@@ -590,3 +591,28 @@ def test_what_cannot_be_concluded_is_said(go, small, data) -> None:
     notes = " ".join(found["about"]["notes"])
     assert "the test clips come from 6 groups" in notes
     assert "the last layer was not looked at" in notes and "decodability was skipped" in notes
+
+
+def test_an_infinite_condition_number_is_told_apart_from_a_direction_that_is_missing(go, small) -> None:
+    found = go(small, skip=("gratings", "occdrop", "tokens", "influence", "saturation"))
+    reasons = {row["metric"]: row["undefined"] for row in found["layers"] if row["undefined"]}
+    assert reasons.keys() == {"condition_number"}  # 24 clips in 48 channels
+    assert reasons["condition_number"].startswith("infinite")
+
+
+def test_occdrop_of_gratings_is_undefined_where_whole_ones_are_not_read_better_than_by_guessing(
+    go, small, monkeypatch
+) -> None:
+    def scores(accuracy: float) -> TargetScores:
+        return TargetScores({"colour": accuracy}, {"colour": 0.2}, {})
+
+    def probed(look: Look, subject: Any, name: str) -> worlds.WorldScores:
+        whole = {0: scores(0.2), 1: scores(0.4), 2: scores(0.4), 3: scores(0.5)}
+        return worlds.WorldScores(whole, dict.fromkeys(whole, scores(0.3)), {"colour": 0.2})
+
+    monkeypatch.setattr(worlds, "probe_world", probed)
+    found = go(small, skip=("tokens", "influence", "spectrum", "saturation"))
+    for world in worlds.WORLDS:
+        assert values(found, f"occdrop_{world}") == [None, *map(pytest.approx, (0.25, 0.25, 0.4))]
+    undefined = [row for row in found["layers"] if row["metric"] == "occdrop_grating" and row["undefined"]]
+    assert [row["layer"] for row in undefined] == [0] and "guessing" in undefined[0]["undefined"]

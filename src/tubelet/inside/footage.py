@@ -51,6 +51,10 @@ class Manner:
             what=what,
         )
 
+    def before_norm(self, encoder: Encoder, source: Source, layers: Sequence[int], what: str) -> Features:
+        """The same of tokens as they leave their block; the last layer's are always normed."""
+        return self.extract(encoder, source, [Reading(k, False) for k in layers], what)[False]
+
 
 class Means:
     """Rows [n, D] of one layer's features, views averaged as they are read; see `analysis.similarity.Rows`.

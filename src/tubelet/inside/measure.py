@@ -15,7 +15,6 @@ import numpy as np
 from tubelet.analysis.occlusion import Occluded, occdrop
 from tubelet.analysis.similarity import SimilarityMap, linear_cka, similarity_map
 from tubelet.analysis.spectrum import lidar, spectrum
-from tubelet.evaluate.features import Reading
 from tubelet.evaluate.metrics import Predictions, estimates, resample
 from tubelet.evaluate.noise import Interval
 from tubelet.evaluate.source import VideoSource
@@ -135,15 +134,14 @@ def spectra(look: Look, asked: Asked) -> None:
     with look.part("spectrum", sum(len(s.layers) for s in look.subjects)) as advance:
         for subject in look.subjects:
             for k in subject.layers:
-                values = asdict(spectrum(look.means(subject, k, asked), look.seed))
-                flat = decoding.constant(look.means(subject, k, asked)[: decoding.PEEK])
-                why = decoding.CONSTANT if flat else "it is infinite: the features leave directions unused"
-                look.records.add_all(subject.name, k, values, why)
+                rows = look.means(subject, k, asked)
+                values = asdict(spectrum(rows, look.seed))
                 if look.footage.views.count > 1:
-                    table = look.features[subject.name][False].tables[k]
-                    look.records.add(
-                        subject.name, k, "lidar", lidar(_Views(table, asked.rows)), undefined=why
-                    )
+                    values["lidar"] = lidar(_Views(rows.table, rows.rows))
+                flat = decoding.constant(rows[: decoding.PEEK])
+                for metric, value in values.items():
+                    why = decoding.CONSTANT if flat else UNUSED if value == math.inf else ZERO
+                    look.records.add(subject.name, k, metric, value, undefined=why)
                 advance(1)
 
 
@@ -193,15 +191,14 @@ def influence(look: Look, asked: Asked) -> list[dict[str, Any]]:
     told = []
     with look.part("influence of patches", len(look.subjects) * len(rows)) as advance:
         for turn, subject in enumerate(look.subjects):
-            source = look.source(subject)
+            source, about = look.source(subject), look.about(subject)
             reaches: dict[str, list[list[float]]] = {}
             for place_number, row in enumerate(rows.tolist()):
-                about = look.about(subject) | {"row": row}
 
                 def make(subject: Subject = subject, source: VideoSource = source, row: int = row) -> Any:
                     return tokens.influence(subject, source, row, look.manner)
 
-                found = look.kept.get("influence", about, make)
+                found = look.kept.get("influence", about | {"row": row}, make)
                 for layer, reach in found["reach"].items():
                     reaches.setdefault(layer, []).append(reach)
                 file = f"influence/{turn}-{place_number}.png"
@@ -244,8 +241,7 @@ def occluded(look: Look, asked: Asked, decoded: Decodings) -> None:
     for subject in look.subjects:
         source = Occluded(look.source(subject), subject.encoder.model.patch, look.seed)
         with look.no_bar("one-patch clips"):
-            readings = [Reading(k, False) for k in subject.layers]
-            found = look.manner.extract(subject.encoder, source, readings, "one-patch features")[False]
+            found = look.manner.before_norm(subject.encoder, source, subject.layers, "one-patch features")
         with look.part("probes of one-patch clips", len(subject.layers)) as advance:
             for k in subject.layers:
                 one_patch = decoding.decode_linear(Means(found, k, asked.rows)[:], asked)
@@ -305,7 +301,6 @@ def gratings(look: Look) -> dict[str, dict[str, float]]:
             found = worlds.probe_world(look, subject, world)
             levels[world] = found.majority
             for k, scores in found.whole.items():
-                occluded_mean = found.occluded[k].mean if found.occluded else math.nan
                 why = next(iter(scores.undefined.values()), None)
                 look.records.add(subject.name, k, world, scores.mean, undefined=why)
                 for target, accuracy in scores.accuracy.items():
@@ -313,10 +308,9 @@ def gratings(look: Look) -> dict[str, dict[str, float]]:
                         subject.name, k, world, accuracy, target, undefined=scores.undefined.get(target)
                     )
                 if found.occluded:
-                    drop = occdrop(scores.mean, occluded_mean)
-                    look.records.add(
-                        subject.name, k, f"occdrop_{world}", drop, undefined="undefined accuracy"
-                    )
+                    seen = scores.mean > scores.majority_mean
+                    drop = occdrop(scores.mean, found.occluded[k].mean) if seen else math.nan
+                    look.records.add(subject.name, k, f"occdrop_{world}", drop, undefined=why or UNSEEN)
     return levels
 
 

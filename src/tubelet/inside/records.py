@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -71,10 +70,3 @@ class Records:
                 "undefined": None if told is not None else undefined or "not a finite number",
             }
         )
-
-    def add_all(
-        self, encoder: str, layer: int, values: Mapping[str, float], undefined: str | None = None
-    ) -> None:
-        """Several metrics of one layer."""
-        for metric, value in values.items():
-            self.add(encoder, layer, metric, value, undefined=undefined)

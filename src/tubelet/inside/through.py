@@ -10,7 +10,7 @@ import numpy as np
 
 from tubelet.analysis.similarity import linear_cka
 from tubelet.errors import UserError
-from tubelet.evaluate.features import Features, Reading
+from tubelet.evaluate.features import Features
 from tubelet.evaluate.metrics import top1
 from tubelet.export.weights import load_encoder
 from tubelet.inside.decoding import decode
@@ -62,6 +62,7 @@ def through(
     before the last checkpoint).
     """
     source = footage.of(subject.encoder.geometry, manner.frame_cache)
+    clips = digest(source.identity())
     series: dict[str, list[list[float | None]]] = {
         name: [[] for _ in subject.layers] for name in ("linear", "map", "cka_with_final")
     }
@@ -70,15 +71,14 @@ def through(
         about = {
             "encoder": encoder.digest,
             "final": subject.encoder.digest,
-            "clips": digest(source.identity()),
+            "clips": clips,
             "asked": asked.digest() if asked.task is not None else asked.rows.tolist(),
             "layers": list(subject.layers),
             "seed": seed,
         }
 
         def measure(encoder: Any = encoder, step: int = step) -> list[list[float | None]]:
-            readings = [Reading(k, False) for k in subject.layers]
-            made = manner.extract(encoder, source, readings, f"features at step {step:,}")[False]
+            made = manner.before_norm(encoder, source, subject.layers, f"features at step {step:,}")
             return [
                 _measure(Means(made, k, asked.rows), Means(final, k, asked.rows), asked, seed)
                 for k in subject.layers

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tubelet.analysis.occlusion import Occluded
 from tubelet.data.gratings import DoubleGratings, Gratings, SingleGratings
-from tubelet.evaluate.features import Reading
 from tubelet.evaluate.source import Source
 from tubelet.evaluate.targets import GratingSource, TargetScores, probe_targets
 from tubelet.inside.footage import Means, digest
@@ -56,9 +54,7 @@ def _probe(
 
     def make(layer: int) -> Any:
         with look.no_bar(what):
-            found = look.manner.extract(subject.encoder, source, _readings(layers), f"features of {what}")[
-                False
-            ]
+            found = look.manner.before_norm(subject.encoder, source, layers, f"features of {what}")
         return asdict(probe_targets(Means(found, layer, found.rows)[:], labels, workers=look.manner.workers))
 
     scores = {}
@@ -69,7 +65,3 @@ def _probe(
             )
             advance(1)
     return scores
-
-
-def _readings(layers: Sequence[int]) -> list[Reading]:
-    return [Reading(k, False) for k in layers]
