@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def make(path: Path, hours: float) -> None:
         container.mux(stream.encode())
 
 
-def embed(encoder: str, video: Path, out: Path) -> dict[str, Any]:
-    """Seconds and peak anonymous memory of `tubelet embed`, and what it says of itself."""
+def embed(encoder: str, data: Path, out: Path, knobs: Sequence[str] = ()) -> dict[str, Any]:
+    """Seconds and peak anonymous memory of `tubelet embed` with these knobs, and what it says of itself."""
     command = [
         sys.executable,
         "-m",
@@ -51,9 +52,10 @@ def embed(encoder: str, video: Path, out: Path) -> dict[str, Any]:
         "embed",
         encoder,
         "--data",
-        str(video.parent),
+        str(data),
         "--out",
         str(out),
+        *knobs,
     ]
     began, peak = time.perf_counter(), 0
     with subprocess.Popen(command) as running:
@@ -84,7 +86,9 @@ def main() -> None:
     for word in asked.hours.split(","):
         video = asked.out / f"{word}h" / "video.mp4"
         make(video, float(word))
-        found[f"{word} hours"] = embed(asked.encoder, video, asked.out / f"features-{word}h-{time.time_ns()}")
+        found[f"{word} hours"] = embed(
+            asked.encoder, video.parent, asked.out / f"features-{word}h-{time.time_ns()}"
+        )
     machine = {k: v for k, v in environment(World()).items() if k != "command"}
     asked.result.write_text(json.dumps({"environment": machine, "videos": found}, indent=1) + "\n")
     print(json.dumps(found, indent=1))
