@@ -460,16 +460,26 @@ def test_a_module_and_a_program(tmp_path: Path) -> None:
     assert done.stdout == "" and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("command", "goes_on"), [("embed", True), ("export", False)])
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [("embed", "run the same command again and it goes on"), ("pretrain", "with --resume"), ("export", "")],
+)
 def test_ctrl_c_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, goes_on: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, goes_on: str
 ) -> None:
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, command, (cli.COMMANDS[command][0], interrupted))
-    given = {"embed": ["pixels", "--data", "a", "--out", "b"], "export": ["pixels", "--out", "b"]}
+    if command in cli.OF_RECIPES:
+        monkeypatch.setitem(cli.OF_RECIPES, command, interrupted)
+    else:
+        monkeypatch.setitem(cli.COMMANDS, command, (cli.COMMANDS[command][0], interrupted))
+    given = {
+        "embed": ["pixels", "--data", "a", "--out", "b"],
+        "export": ["pixels", "--out", "b"],
+        "pretrain": [],
+    }
     assert cli.main([command, *given[command]]) == 130
     said = capsys.readouterr().err
     assert said.startswith("tubelet: stopped") and said.count("\n") == 1
-    assert ("run the same command again and it goes on" in said) == goes_on
+    assert goes_on in said if goes_on else said == "tubelet: stopped\n"

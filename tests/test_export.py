@@ -497,7 +497,14 @@ def told_run(tmp_path: Path) -> Path:
     """A run with a cost, a checkpoint and evaluations, one of them of another encoder."""
     where = "/somebody/private/videos/labels.csv"
     one = encoder(
-        Rotary(), data=where, data_digest="abc", which="teacher", step=500, init_from="hf://them/base"
+        Rotary(),
+        data=where,
+        data_digest="abc",
+        which="teacher",
+        step=500,
+        init_from="runs/b",
+        began_from="hf://them/base",
+        taught_by="them/large",
     )
     run = tmp_path / "told"
     save_encoder(vit(one), run / "encoder", GEOMETRY, one.provenance)
@@ -537,6 +544,8 @@ def test_the_card_tells_what_is_known(told_run: Path, tmp_path: Path, transforme
         "| method | vjepa |",
         "| which encoder | teacher, step 500 |",
         f"| licence of the weights | {LICENCE} |",
+        "| base model | hf://them/base |",
+        "| teacher | them/large |",
         "Trained on `labels.csv` (digest abc), without labels.",
         "8 frames, 5 frames a second, 16 x 16 pixels",
         "500 steps, 6,400 clips, 3e+15 FLOPs, 2.00 hours",
@@ -582,7 +591,6 @@ def test_an_unknown_licence_is_said_on_the_card(tmp_path: Path, transformers: An
         ("MIT", "mit"),
         ("unknown", "unknown"),
         ("yours: trained from scratch", "unknown"),
-        ("that of init_from", "other"),
         ("MIT if published by Meta; not known from the file", "unknown"),
         ("for-friends", "other"),
         ("mit, apache-2.0", "other"),

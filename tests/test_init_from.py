@@ -185,6 +185,29 @@ def test_the_licence_goes_from_run_to_run_and_into_what_is_exported(videos: Path
     assert json.loads((branch / "run.json").read_text())["licence"] == "cc-by-nc-4.0"
 
 
+def test_a_teachers_licence_binds_its_student(videos: Path, tmp_path: Path) -> None:
+    theirs, own = folder_of(tmp_path / "theirs", VIDEOMAE_HF), folder_of(tmp_path / "own", VJEPA2_HF)
+    knobs = f"--data {videos} --steps 1 --teacher {theirs}"
+    for name, more, licence in (
+        ("salt", "--model 48x2x2", "cc-by-nc-4.0"),
+        ("blockwise", "--model 48x2x2 --blocks 2 --targets teacher", "cc-by-nc-4.0"),
+        ("salt", f"--init-from {own}", "mit and cc-by-nc-4.0"),
+        ("salt", "--model 48x2x2 --licence cc-by-4.0", "cc-by-4.0"),
+    ):
+        out = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
+        assert tubelet(f"{name} {knobs} --out {out} {more}") == 0
+        about, ran = load_encoder(out).provenance, json.loads((out / "run.json").read_text())
+        assert (about["licence"], about["taught_by"]) == (licence, str(theirs))
+        assert (ran["licence"], ran["taught_by"]) == (licence, str(theirs))
+        assert about.get("began_from") == (str(own) if "init" in more else None)
+
+
+def test_a_teacher_of_ones_own_binds_nothing(videos: Path, tmp_path: Path) -> None:
+    assert tubelet(f"salt --data {videos} --out {tmp_path / 'run'} --steps 3 --model 48x2x2") == 0
+    about = load_encoder(tmp_path / "run").provenance
+    assert (about["licence"], about["taught_by"]) == ("yours: trained from scratch", "teacher")
+
+
 def test_an_unknown_licence_stays_unknown_and_ones_own_is_ones_own(videos: Path, tmp_path: Path) -> None:
     theirs = folder_of(tmp_path / "theirs", VJEPA2_HF)
     (theirs / "README.md").unlink()

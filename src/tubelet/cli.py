@@ -14,7 +14,11 @@ from typing import Any, NoReturn
 from tubelet.errors import UserError, nearest
 
 STOPPED = 130  # the exit code of what ctrl-C has stopped
-RESUMED = ("embed", "probe", "compare", "study")  # what these have done is kept, and found again
+# what these have done is kept, and found again
+_AGAIN = "; run the same command again and it goes on"
+RESUMED = dict.fromkeys(("embed", "probe", "analyze", "compare", "study"), _AGAIN) | {
+    "pretrain": "; if it had saved a checkpoint, the same command with --resume goes on from it"
+}
 USER_ERROR = 2  # the exit code of whatever the user can mend
 
 
@@ -67,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tubelet: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        again = "; run the same command again and it goes on" if words[:1] and words[0] in RESUMED else ""
-        print(f"tubelet: stopped{again}", file=sys.stderr)
+        print(f"tubelet: stopped{RESUMED.get(next(iter(words), ''), '')}", file=sys.stderr)
         return STOPPED
 
 

@@ -16,8 +16,10 @@ FORMAT = {
 }  # whose tensors these are: readers such as transformers refuse a file that does not say
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
     """Writes ``tensors``, of any dtypes and devices, into the new file ``path``; tied ones are written twice.
+
+    about: words of metadata, beside whose tensors these are.
 
     Raises OSError if the disk is full, SafetensorError for whatever else the library has to say.
     """
@@ -33,7 +35,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         mode = (
             path.stat().st_mode
         )  # as the user's umask has it; the library lets nobody else read what it writes
-        save_file(flat, path, FORMAT)
+        save_file(flat, path, {**FORMAT, **(about or {})})
         path.chmod(mode)
     except SafetensorError as error:
         if f"os error {errno.ENOSPC}" in str(error):  # the library hides which error of the system it met

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tubelet.errors import UserError
 from tubelet.export.weights import Encoder
 from tubelet.files import replace_file
 from tubelet.nn.heads import AttentiveClassifier, AttentivePooler
+from tubelet.tensors import write_tensors
 
 HEAD = "head.safetensors"
 CURE = "give the folder of an attentive probe that kept its head (without folds, on one layer), or that file"
@@ -24,10 +24,9 @@ def write_head(file: Path | str, head: AttentiveClassifier, digest: str, layer: 
     safetensors with the names of its ``state_dict()``; metadata: `heads` of its attention, `encoder` (the digest) and
     `layer`. Raises UserError if the disk is full.
     """
-    about = {"format": "pt", "heads": str(head.pooler.heads), "encoder": digest, "layer": str(layer)}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    about = {"heads": str(head.pooler.heads), "encoder": digest, "layer": str(layer)}
     with replace_file(Path(file)) as draft:
-        save_file(state, draft, about)
+        write_tensors(draft, head.state_dict(), about)
 
 
 def head_file(place: Path | str) -> Path:

@@ -97,8 +97,8 @@ def _result(score: Score) -> dict[str, Any]:
 def _base(encoder: Encoder) -> str | None:
     """Whose weights training began with, or these are; None for an encoder that was trained from scratch."""
     about = encoder.provenance
-    for began in ("init_from", "branch_from"):
-        if about.get(began):
+    for began in ("began_from", "init_from", "branch_from"):
+        if about.get(began, UNKNOWN) not in (None, UNKNOWN):
             return about[began]
     source = about["source"]
     if "recipe" in about or source == UNTRAINED:
@@ -114,8 +114,6 @@ def _origin(encoder: Encoder) -> str:
         licence += (
             " (whoever publishes this says here under which licence; without one nobody else may use it)"
         )
-    elif licence.startswith("that of "):
-        licence += f", {_base(encoder)}"
     rows = {
         "method": about.get("recipe") or about.get("kind") or UNKNOWN,
         "which encoder": _which(about),
@@ -126,6 +124,8 @@ def _origin(encoder: Encoder) -> str:
         "blocks": about.get("layers") or "all",
         "digest": encoder.digest,
     }
+    if "taught_by" in about:
+        rows["teacher"] = about["taught_by"]
     if "partial" in about:
         left = about["partial"]["left_random"]
         rows["left random"] = f"{len(left)} tensors: {', '.join(left)}"

@@ -90,8 +90,9 @@ def blockwise(
         raise UserError("overlap and targets=previous are between blocks; regime=end_to_end has one")
     if targets == "teacher" and normalise != "channel":
         raise UserError("normalise is about pixels, targets=teacher predicts none; leave it out")
-    frozen, digest = (None, None) if teacher is None else load_teacher(teacher)
-    own |= {"teacher_digest": digest}
+    guide = None if teacher is None else load_teacher(teacher)
+    own |= {"teacher_digest": None if guide is None else guide.digest}
+    frozen = None if guide is None else guide.model
 
     def build(encoder: ViT, plan: Plan) -> Blockwise:
         layers = cut(encoder.depth, blocks)
@@ -144,4 +145,14 @@ def blockwise(
 
     paper = BLOCKWISE if knobs.schedule == "paper" else SMALL
     with join_pipeline(knobs.device) if pipeline else nullcontext() as line:
-        return pretrain("blockwise", paper, knobs, build, own, rate=rate, phases=phases, joined=line)
+        return pretrain(
+            "blockwise",
+            paper,
+            knobs,
+            build,
+            own,
+            rate=rate,
+            phases=phases,
+            joined=line,
+            taught_by=None if guide is None else guide.provenance,
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 from tubelet.analysis.cost import cost, with_held
 from tubelet.errors import UserError
 from tubelet.export.weights import load_encoder
+from tubelet.files import read_json
 from tubelet.methods.method import Method
 from tubelet.nn.tokens import name_positions
 from tubelet.nn.vit import ViT
@@ -194,11 +194,3 @@ def _refuse_other_version(run: Path, config: dict[str, Any]) -> None:
                 f"{run} was trained by another version of tubelet: its {part} and this version's differ in "
                 f"{', '.join(sorted(other))}; train it again with this one"
             )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file; raises UserError if it cannot be read."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); put back what was written there") from error

@@ -24,9 +24,9 @@ from rich.table import Table
 
 from tubelet.analysis.convergence import Continuation, ConvergenceMap
 from tubelet.errors import UserError
-from tubelet.files import write_json
+from tubelet.files import read_json, write_json
 from tubelet.recipes import run_recipe
-from tubelet.recipes.continuation import Base, continuation, prices, read_base, read_json, resolved, where
+from tubelet.recipes.continuation import Base, continuation, prices, read_base, resolved, where
 from tubelet.recipes.run import saved_config
 from tubelet.report.convergence import blocks, tell, write_map
 from tubelet.report.units import flops as in_flops

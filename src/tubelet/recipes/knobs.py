@@ -33,6 +33,9 @@ class Knobs:
         None,
         "a checkpoint of another run to go on from exactly, optimizer and step included, with other knobs",
     )
+    licence: str | None = knob(
+        None, "of the weights that are trained (default: that of those they are made from, or yours)"
+    )
     freeze_layers: int = knob(0, "keep the embedding and the first n blocks as they are")
     steps: int | None = knob(None, "optimizer steps")
     batch_size: int | None = knob(None, "clips per step, over all processes")

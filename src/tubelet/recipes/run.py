@@ -38,6 +38,7 @@ from tubelet.nn.vit import MODELS, Size, ViT, build_vit, parse_size
 from tubelet.recipes.fit import Fit, Paper, fit, init_std
 from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.knobs import Knobs
+from tubelet.recipes.origin import origin
 from tubelet.report.training import load_metrics, run_report
 from tubelet.train import checkpoint
 from tubelet.train.folder import differences, plain, refuse_entry
@@ -139,6 +140,7 @@ def pretrain(
     loss_is_signal: bool = False,
     on_start: Callable[[], None] | None = None,
     joined: World | None = None,
+    taught_by: Mapping[str, Any] | None = None,
 ) -> Finished:
     """Trains what ``build(encoder, plan)`` makes, in the run folder ``knobs.out``.
 
@@ -146,6 +148,7 @@ def pretrain(
     becomes of the learning rate's schedule. phases: a table to show before the run. loss_is_signal: the targets
     never move, so a lower loss is a better encoder. on_start: called in the main process when the folder is held
     and nothing speaks against the run. joined: the processes, if the recipe has joined them in a way of its own.
+    taught_by: provenance of a finished encoder whose latents are the targets.
     Raises UserError for whatever is wrong with the data, a knob or the folder, before anything is written.
     """
     out = Path(knobs.out)
@@ -154,7 +157,7 @@ def pretrain(
             world.on_main(lambda: refuse_entry(out, knobs.resume))
         ready = _prepare(recipe, paper, knobs, build, own, share, rate, world)
         method, chosen = ready.method, ready.chosen
-        origin = {
+        history = {
             "name": out.name,
             "recipe": recipe,
             "data": str(knobs.data),
@@ -162,13 +165,13 @@ def pretrain(
             "data_digest": ready.data_digest,
             "init_from": knobs.init_from,
             "branch_from": knobs.branch_from,
-            **_origin(knobs, ready.source),
+            **origin(knobs, None if ready.source is None else ready.source.provenance, taught_by),
         }
 
         def save_encoders(folder: Path, step: int) -> None:
             for number, (which, model) in enumerate(method.encoders().items()):
                 name = "encoder" if number == 0 else f"encoder-{which}"
-                save_encoder(model, folder / name, ready.geometry, {**origin, "which": which, "step": step})
+                save_encoder(model, folder / name, ready.geometry, {**history, "which": which, "step": step})
 
         @functools.cache  # asked for at every step, and nearly always of the same work
         def price(work: tuple[Work, ...]) -> dict[str, float]:
@@ -222,7 +225,7 @@ def pretrain(
         if not world.main:
             return Finished(out, method, summary, Verdict("too early", None, ""), chosen, planned)
         save_encoders(out, summary.steps)
-        health = _conclude(out, method, summary, chosen, loss_is_signal, origin)
+        health = _conclude(out, method, summary, chosen, loss_is_signal, history)
         return Finished(out, method, summary, health, chosen, planned)
 
 
@@ -312,23 +315,6 @@ def _prepare(
     return Prepared(method, chosen, settings, geometry, readable, data_digest, stream, held, source)
 
 
-def _origin(knobs: Knobs, source: Encoder | None) -> dict[str, Any]:
-    """Under which licence the new weights are, and whose weights they began with: what that encoder says of itself.
-
-    A licence binds what is made from the weights, so it goes from run to run, to whatever is exported in the end.
-    """
-    if knobs.branch_from is not None:
-        folder = Path(knobs.branch_from)
-        # a checkpoint keeps its encoder beside it; one that has been taken away is no reason not to go on
-        known = load_encoder(folder).provenance if (folder / "encoder" / "encoder.json").is_file() else {}
-    elif source is not None:
-        known = source.provenance
-    else:
-        return {"licence": "yours: trained from scratch"}
-    began = known.get("began_from") or known.get("source") or known.get("name") or "unknown"
-    return {"licence": known.get("licence") or "unknown", "began_from": began}
-
-
 def choose_mask(knobs: Knobs, default: str, ratio: float, kinds: int) -> MaskSampler:
     """The mask policy that the knobs ask for; ``default``, ``ratio`` and ``kinds`` are the paper's."""
     kind = knobs.mask or default
@@ -409,7 +395,7 @@ def _conclude(
     summary: Summary,
     chosen: Fit,
     loss_is_signal: bool,
-    origin: Mapping[str, Any],
+    history: Mapping[str, Any],
 ) -> Verdict:
     """run.json, the verdict in words, and the report."""
     rows = load_metrics(out / "metrics.jsonl")
@@ -428,7 +414,11 @@ def _conclude(
             "keep": asdict(best),
             "encoders": list(method.encoders()),
             "windows": chosen.windows,
-            **{name: origin[name] for name in ("init_from", "licence", "began_from") if name in origin},
+            **{
+                name: history[name]
+                for name in ("init_from", "licence", "began_from", "taught_by")
+                if name in history
+            },
         },
     )
     waited = [row["time/data_frac"] for row in rows if "time/data_frac" in row]
@@ -667,8 +657,20 @@ def _settings(knobs: Knobs, chosen: Fit) -> TrainSettings:
     )
 
 
-# Where things lie and how the work is shared out changes no number; the data is compared by its digest.
-NO_MATTER = {"data", "out", "resume", "dry_run", "workers", "cache_dir", "device", "hours", "max_replaced"}
+# Where things lie, how the work is shared out and whose the weights are change no number.
+# Data is compared by its digest.
+NO_MATTER = {
+    "data",
+    "out",
+    "resume",
+    "dry_run",
+    "workers",
+    "cache_dir",
+    "device",
+    "hours",
+    "max_replaced",
+    "licence",
+}
 WRITING = {"save_every", "keep", "keep_every", "log_every", "health_every", "tensorboard"}
 
 

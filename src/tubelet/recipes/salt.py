@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def salt(
     }
     with join(knobs.device):
         if teacher is not None:
-            return _second_stage(knobs, own, teacher, *load_teacher(teacher))
+            return _second_stage(knobs, own, teacher, load_teacher(teacher))
         if knobs.dry_run:
             first = first_stage(
                 replace(knobs, model=teacher_model or knobs.model),
@@ -88,30 +89,39 @@ def salt(
                 share=teacher_share,
             )
             frozen = first.method.encoder.requires_grad_(False)
-            second = _second_stage(knobs, own, "stage 1", frozen, "not trained")
+            second = _second_stage(knobs, own, "stage 1", Teacher(frozen, "not trained"))
             return replace(second, planned=first.planned + second.planned)
         trained = str(_first_stage(knobs, own))
-        return _second_stage(knobs, own, trained, *load_teacher(trained))
+        return _second_stage(knobs, own, trained, load_teacher(trained))
 
 
-def load_teacher(spec: str) -> tuple[ViT, str]:
-    """The encoder that a recipe's ``teacher`` names, and its digest; UserError if it has no latents to predict."""
+@dataclass(frozen=True)
+class Teacher:
+    """A finished encoder whose latents are predicted."""
+
+    model: ViT
+    digest: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_teacher(spec: str) -> Teacher:
+    """The encoder that a recipe's ``teacher`` names; raises UserError if it has no latents to predict."""
     loaded = load_encoder(spec)
     if not isinstance(loaded.model, ViT):
         raise UserError(f"teacher={spec} has no latents to predict; name a run or an encoder folder")
-    return loaded.model, loaded.digest
+    return Teacher(loaded.model, loaded.digest, loaded.provenance)
 
 
-def _second_stage(knobs: Knobs, own: dict[str, Any], source: str, frozen: ViT, digest: str) -> Finished:
-    """The student of the teacher ``frozen``, which ``source`` names."""
+def _second_stage(knobs: Knobs, own: dict[str, Any], source: str, teacher: Teacher) -> Finished:
+    """The student of ``teacher``, which ``source`` names."""
 
     def build(encoder: ViT, plan: object) -> SALT:
         predictor = predictor_for(
-            encoder, knobs, frozen.dim, 2, 24, own["predictor_dim"], own["predictor_depth"]
+            encoder, knobs, teacher.model.dim, 2, 24, own["predictor_dim"], own["predictor_depth"]
         )
         mask = choose_mask(knobs, "multiblock", 0.9, 2)
         try:
-            return SALT(encoder, predictor, frozen, mask, own["normalise"])
+            return SALT(encoder, predictor, teacher.model, mask, own["normalise"])
         except ValueError as error:
             raise UserError(f"teacher={source}: {error}") from error
 
@@ -123,9 +133,10 @@ def _second_stage(knobs: Knobs, own: dict[str, Any], source: str, frozen: ViT, d
         SALT_STUDENT,
         second,
         build,
-        {**own, "teacher_digest": digest},
+        {**own, "teacher_digest": teacher.digest},
         share=1.0 if alone else 1 - own["teacher_share"],
         loss_is_signal=True,
+        taught_by=teacher.provenance,
     )
 
 
