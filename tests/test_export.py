@@ -788,12 +788,17 @@ def test_a_record_with_less_in_it_tells_what_it_has(told_run: Path, tmp_path: Pa
     export(load_encoder(told_run), tmp_path / "out", run=told_run)
 
 
-def test_a_model_that_transformers_saved_again_is_read(tmp_path: Path, transformers: Any) -> None:
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_model_that_transformers_saved_again_is_read(
+    tmp_path: Path, transformers: Any, shards: int
+) -> None:
     one = encoder(Rotary())
     export(one, tmp_path / "out", "hf")
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    theirs.save_pretrained(tmp_path / "again")
+    size = {} if shards == 1 else {"max_shard_size": "20KB"}
+    theirs.save_pretrained(tmp_path / "again", **size)
     assert not (tmp_path / "again" / "encoder.json").exists()
+    assert (len(list((tmp_path / "again").glob("*.safetensors"))) > 1) == (shards > 1)
     again = load_encoder(tmp_path / "again")
     assert again.digest == one.digest and again.geometry == one.geometry
     assert again.provenance["licence"] == LICENCE and again.provenance["saved_again"] == "by transformers"

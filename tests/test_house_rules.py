@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     # `Encoder.embed_video` is `embed.embed.embed_video`, imported when it is called: the one arrow that points upwards
     "export": {"types", "tensors", "nn", "data", "embed.embed"} | ROOTS,
     # what is evaluated is a loaded encoder: `export.weights` is where that type and its loader are
-    "evaluate": {"types", "nn", "data", "export.weights"} | ROOTS,
+    "evaluate": {"types", "tensors", "nn", "data", "export.weights"} | ROOTS,
     "report": BELOW | ROOTS,
     # a recipe writes its run's page; a page knows no recipe
     "recipes": BELOW | ROOTS | {"report"},

@@ -1,14 +1,11 @@
-"""Other people's files: found, read without running anything in them, recognised, and made into our encoder."""
+"""Other people's files: recognised, and made into our encoder."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,13 +13,12 @@ from typing import Any, TypeGuard
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tubelet.errors import UserError, nearest
 from tubelet.export.geometry import Geometry
-from tubelet.files import read_json, unread
+from tubelet.export.stored import READ, SUFFIXES, candidates, read, weights_file
+from tubelet.files import read_json
 from tubelet.nn.published import (
     VIDEOMAE_HF,
     VJEPA1,
@@ -42,26 +38,6 @@ from tubelet.nn.vit import ViT
 
 log = logging.getLogger("tubelet")
 
-PICKLED = (".pt", ".pth", ".tar", ".bin", ".ckpt")
-SUFFIXES = (*PICKLED, ".safetensors")
-READ = (
-    "read are V-JEPA, V-JEPA 2 and 2.1 and VideoMAE files as published, and Hugging Face folders of "
-    "VJEPA2Model and VideoMAEModel"
-)
-# what reading a pickle of tensors raises when bytes of it are wrong: all that its parts never expected
-DAMAGED = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    AssertionError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    zipfile.BadZipFile,
-)
 # The averaged encoder is the one that is evaluated; a distilled 2.1 calls it so, where "target" is the teacher.
 JEPA_ENCODERS = ("ema_encoder", "target_encoder", "encoder")
 MODEL_TYPES = {"vjepa2": VJEPA2_HF, "videomae": VIDEOMAE_HF}
@@ -101,7 +77,7 @@ def is_foreign(path: Path) -> bool:
         return path.name.endswith(SUFFIXES)
     if not path.is_dir() or (path / "encoder.json").is_file() or any(path.glob("encoder*/encoder.json")):
         return False
-    return (path / "config.json").is_file() or bool(_candidates(path, SUFFIXES))
+    return (path / "config.json").is_file() or bool(candidates(path, SUFFIXES))
 
 
 def read_foreign(
@@ -116,7 +92,7 @@ def read_foreign(
     in ``path`` is known, if it is damaged or would have to be run to be read, or if anything that the encoder needs is
     missing or different.
     """
-    file = _weights_file(path)
+    file = weights_file(path)
     found = _recognised(file, which)
     family = found.family
     try:
@@ -170,31 +146,8 @@ def read_foreign(
     return Foreign(model, geometry, str(about.get("name", stem)), {**about, **partial}, exported)
 
 
-def _weights_file(path: Path) -> Path:
-    """The one file of weights that ``path`` is or holds; of a sharded set, its index."""
-    if path.is_file():
-        return path
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return index
-    for suffixes in ((".safetensors",), PICKLED):
-        found = _candidates(path, suffixes)
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found[:4])
-            raise UserError(
-                f"{path} holds {len(found)} files of weights ({names}); name the one that is meant"
-            )
-        if found:
-            return found[0]
-    raise UserError(f"{path} has a config.json but no weights beside it (model.safetensors); {READ}")
-
-
-def _candidates(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(suffixes))
-
-
 def _recognised(file: Path, which: str | None) -> _Tensors:
-    content = _read(file)
+    content = read(file)
     jepa = [name for name in JEPA_ENCODERS if _is_state(content.get(name))]
     if jepa:
         return _jepa(file, content, jepa, which)
@@ -385,60 +338,6 @@ def _empty(file: Path, shape: Shape, heads: int, family: Family, drawn: bool, in
             torch.manual_seed(0)
             model.init_weights()
     return model
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The tensors of a file, or the dictionaries of tensors of one; nothing in it is run."""
-    if file.name.endswith(".index.json"):
-        return _read_shards(file)
-    if file.name.endswith(".safetensors"):
-        return dict(read_tensors(file))
-    damaged = f"{file} cannot be read; it is damaged, cut short or no file of weights: copy it again"
-    zipped = zipfile.is_zipfile(file)
-    try:
-        # VideoMAE's files keep their command line's arguments: a class with attributes and nothing else
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted is None:
-            raise UserError(damaged) from error
-        raise UserError(
-            f"{file} holds more than tensors ({wanted[1]}): to read it would run code that it brings along, which is "
-            f"not done; ask for safetensors, or save its tensors alone where you trust it"
-        ) from error
-    except (FileNotFoundError, PermissionError) as error:
-        raise unread(file, error) from error
-    except DAMAGED as error:
-        raise UserError(damaged) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, not named tensors; {READ}")
-    return content
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; raises UserError if it is missing, not allowed, or damaged."""
-    try:
-        with file.open("rb"):  # whose errors tell these apart; the library's do not
-            pass
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise unread(file, error) from error
-
-
-def _read_shards(index: Path) -> dict[str, Any]:
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise UserError(f"{index} has no weight_map of names; copy it again")
-    tensors: dict[str, Any] = {}
-    for name in sorted(set(shards.values())):
-        # an index from elsewhere names files beside it, and no others
-        if Path(name).name != name:
-            raise UserError(f'{index} names "{name}", which is not beside it; it is not read')
-        if not (index.parent / name).is_file():
-            raise UserError(f"{index} names {name}, which is not there; copy it too")
-        tensors |= read_tensors(index.parent / name)
-    return tensors
 
 
 def _card(folder: Path, said: str) -> dict[str, str]:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from tubelet.errors import UserError, nearest
-from tubelet.export.foreign import is_foreign, read_foreign, read_tensors
+from tubelet.export.foreign import is_foreign, read_foreign
 from tubelet.export.geometry import Geometry
 from tubelet.export.hub import SCHEME, pull
+from tubelet.export.stored import read_tensors, weights_file
 from tubelet.files import read_json, replace_folder, write_json
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.tokens import build_positions, name_positions
@@ -192,7 +193,7 @@ def _resaved(folder: Path, geometry: Geometry | None) -> Encoder:
         provenance = {**said["provenance"], "saved_again": "by transformers"}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not the config of an export of this version: {error!r}") from error
-    _load_exactly(model, folder / "model.safetensors")
+    _load_exactly(model, weights_file(folder))
     return _finish(model, geometry or stored, str(provenance.get("name", folder.name)), provenance)
 
 
