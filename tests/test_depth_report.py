@@ -26,8 +26,8 @@ from matplotlib.image import imread
 from tubelet.errors import UserError
 from tubelet.report import curves, heatmap
 from tubelet.report.curves import PRINT, Line, Panel, draw_panels, panels_picture, thin
-from tubelet.report.depth import depth_report
-from tubelet.report.depth_tables import write_tables
+from tubelet.report.depth.page import depth_report
+from tubelet.report.depth.tables import write_tables
 from tubelet.report.heatmap import Heatmap, draw_heatmaps, influence_picture
 from tubelet.report.page import Page
 from tubelet.report.scatter import Scatter, draw_scatters

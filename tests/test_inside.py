@@ -45,7 +45,7 @@ from tubelet.inside.subject import read_subjects
 from tubelet.inside.through import settled
 from tubelet.inside.tokens import places, sample
 from tubelet.nn.vit import ViT
-from tubelet.report.depth import depth_report
+from tubelet.report.depth.page import depth_report
 
 GEOMETRY = Geometry(frames=4, frame_step=2, crop_size=32)
 CLASSES = ("fine", "coarse")

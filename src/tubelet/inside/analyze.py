@@ -23,8 +23,8 @@ from tubelet.inside.kept import Kept
 from tubelet.inside.look import Amounts, Look
 from tubelet.inside.subject import Subject, read_subjects
 from tubelet.inside.through import checkpoints_of
-from tubelet.report.depth import depth_report
-from tubelet.report.depth_tables import write_tables
+from tubelet.report.depth.page import depth_report
+from tubelet.report.depth.tables import write_tables
 
 # as it is: to rich, "random:a:" holds a picture and a name in brackets a colour
 _PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from tubelet.report.analysis import CKA, Analysis, number
 from tubelet.report.curves import draw_png
-from tubelet.report.depth_charts import add_panels, has_gap, print_panels, transition_panel
+from tubelet.report.depth.analysis import CKA, Analysis, number
+from tubelet.report.depth.charts import add_panels, has_gap, print_panels, transition_panel
 from tubelet.report.heatmap import Heatmap, heatmap_drawer
 from tubelet.report.page import Page
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tubelet.report.analysis import Analysis, number, scale_of
 from tubelet.report.curves import Drawer, Line, Panel, draw_png, drawer, line_signs
-from tubelet.report.depth_charts import has_gap, prefixed
+from tubelet.report.depth.analysis import Analysis, number, scale_of
+from tubelet.report.depth.charts import has_gap, prefixed
 from tubelet.report.heatmap import Heatmap, heatmap_drawer
 from tubelet.report.page import Page
 from tubelet.report.table import Cell

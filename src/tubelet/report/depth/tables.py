@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.files import write_text
-from tubelet.report.analysis import CKA, check_analysis
+from tubelet.report.depth.analysis import CKA, check_analysis
 
 
 def write_tables(analysis: Mapping[str, Any], folder: Path) -> None:

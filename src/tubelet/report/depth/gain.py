@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from tubelet.report.analysis import Analysis, number
 from tubelet.report.curves import draw_png
-from tubelet.report.depth_charts import add_panels, places, transition_panel
+from tubelet.report.depth.analysis import Analysis, number
+from tubelet.report.depth.charts import add_panels, places, transition_panel
 from tubelet.report.page import Page
 from tubelet.report.scatter import Scatter, dot_signs, scatter_drawer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tubelet.errors import UserError
-from tubelet.report.analysis import Analysis
-from tubelet.report.depth_charts import add_panels, layer_panel, layer_panels, prefixed, print_panels
+from tubelet.report.depth.analysis import Analysis
+from tubelet.report.depth.charts import add_panels, layer_panel, layer_panels, prefixed, print_panels
 from tubelet.report.page import Page
 
 _READABLE = ("linear", "macro_recall", "linear_occluded")

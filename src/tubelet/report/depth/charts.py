@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from tubelet.report.analysis import CKA, Analysis, interval, scale_of
 from tubelet.report.curves import Line, Panel, draw_png, drawer, line_signs
+from tubelet.report.depth.analysis import CKA, Analysis, interval, scale_of
 from tubelet.report.heatmap import Heatmap
 from tubelet.report.page import Page
 

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tubelet.files import replace_file
-from tubelet.report.analysis import SCORES, Analysis, Reading, number, read_analysis
-from tubelet.report.depth_charts import layer_panel
-from tubelet.report.gain import add_gain
-from tubelet.report.measures import add_influence, add_readable, add_rest, add_spectrum, add_tokens
+from tubelet.report.depth.analysis import SCORES, Analysis, Reading, number, read_analysis
+from tubelet.report.depth.charts import layer_panel
+from tubelet.report.depth.gain import add_gain
+from tubelet.report.depth.measures import add_influence, add_readable, add_rest, add_spectrum, add_tokens
+from tubelet.report.depth.saturation import add_saturation
+from tubelet.report.depth.similarity import add_similarity
+from tubelet.report.depth.through import add_through
 from tubelet.report.page import Key, Page
-from tubelet.report.saturation import add_saturation
-from tubelet.report.similarity import add_similarity
 from tubelet.report.table import Cell
-from tubelet.report.through import add_through
 from tubelet.train.report import duration
 
 _FIGURES = (

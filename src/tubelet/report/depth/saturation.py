@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tubelet.report.analysis import Analysis, interval, number
-from tubelet.report.depth_charts import depth_panel, place_of, print_panels
+from tubelet.report.depth.analysis import Analysis, interval, number
+from tubelet.report.depth.charts import depth_panel, place_of, print_panels
 from tubelet.report.page import Page
 from tubelet.report.table import Cell, Score
 
