@@ -16,10 +16,10 @@ from test_features import write_video
 
 from tubelet.errors import UserError
 from tubelet.evaluate.attentive import AttentiveSettings, attentive_scores
-from tubelet.evaluate.features import extract
+from tubelet.evaluate.features import _Job
 from tubelet.evaluate.linear import CS, choose_c, linear_scores
 from tubelet.evaluate.metrics import Predictions
-from tubelet.evaluate.probe import probe, probe_all
+from tubelet.evaluate.probe import probe, retrieve
 from tubelet.evaluate.score import score
 from tubelet.evaluate.tasks import Task
 from tubelet.export.weights import Geometry, load_encoder
@@ -262,7 +262,7 @@ def test_mistakes_are_found_before_anything_is_decoded(labelled, tmp_path):
     with pytest.raises(UserError, match='pool="mean" does not go with kind="attentive"'):
         probe(encoder, labelled, "attentive", pool="mean", cache=tmp_path)
     with pytest.raises(UserError, match=r'kind="liner" is unknown; did you mean "linear"'):
-        probe_all(encoder, labelled, ("knn", "liner"), cache=tmp_path)  # type: ignore[arg-type]
+        probe(encoder, labelled, "liner", cache=tmp_path)  # type: ignore[arg-type]
     bad = labelled.with_name("bad.csv")
     bad.write_text(labelled.read_text().replace("2.mp4,bright", "2.mp4,", 1))
     with pytest.raises(UserError, match=r"clips have no label.*2\.mp4"):
@@ -272,33 +272,29 @@ def test_mistakes_are_found_before_anything_is_decoded(labelled, tmp_path):
     alone.write_text("\n".join(["path,label,group", *rows]) + "\n")
     with pytest.raises(UserError, match='class "dark" has clips of one group only'):
         probe(encoder, alone, cache=tmp_path)
-    for knob in ({"folds": 1}, {"draws": 0}, {"workers": -1}, {"per_class": 0}):
+    for knob in ({"folds": 1}, {"draws": 0}, {"workers": -1}, {"per_class": 0}, {"pool": "none"}):
         with pytest.raises(UserError, match=next(iter(knob))):
-            probe_all(encoder, labelled, ("linear",), cache=tmp_path, **knob)  # type: ignore[arg-type]
+            probe(encoder, labelled, cache=tmp_path, **knob)  # type: ignore[arg-type]
+    for knob in ({"workers": -1}, {"pool": "none"}):
+        with pytest.raises(UserError, match=next(iter(knob))):
+            retrieve(encoder, labelled, cache=tmp_path, **knob)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
-def test_several_probes_share_their_extraction_and_equal_each_alone(labelled, tmp_path, monkeypatch):
+def test_probes_of_one_vector_a_video_share_their_features(labelled, tmp_path, monkeypatch):
     encoder = load_encoder("random:48x2x2", Geometry(frames=4, frame_step=2, crop_size=32))
-    seen: list[str] = []
+    ran: list[str] = []
+    run = _Job.run
 
-    def counted(*args, **knobs):
-        seen.append(knobs["pool"])
-        return extract(*args, **knobs)
+    def counted(self, *args):
+        ran.append(self.pool)
+        return run(self, *args)
 
-    monkeypatch.setattr("tubelet.evaluate.probe.extract", counted)
-    kinds = ("linear", "attentive", "knn")
-    short = AttentiveSettings(lrs=(1e-3,), wds=(0.01,), epochs=1, batch_size=8)
-    knobs = {"cache": tmp_path / "cache", "settings": short, "progress": False}
-    found = probe_all(
-        encoder, labelled, kinds, out=tmp_path / "all", frame_cache=tmp_path / "frames", **knobs
-    )
-    assert sorted(seen) == ["mean", "none"] and tuple(found) == kinds
-    assert {path.parent.name for path in (tmp_path / "all").rglob("results.json")} == set(kinds)
-    assert list((tmp_path / "frames").rglob("*"))
-    for kind in kinds:
-        alone = probe(encoder, labelled, kind, **knobs)
-        assert alone.metrics == found[kind].metrics and alone.about == found[kind].about
+    monkeypatch.setattr(_Job, "run", counted)
+    for kind in ("linear", "knn"):
+        probe(encoder, labelled, kind, cache=tmp_path / "cache", progress=False)
+    retrieve(encoder, labelled, cache=tmp_path / "cache", progress=False)
+    assert ran == ["mean"]
 
 
 def test_features_that_are_not_finite_are_refused():

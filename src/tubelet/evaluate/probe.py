@@ -114,6 +114,10 @@ def probe(
     labels are drawn. out: folder for the files of `ProbeResult.save`. frame_cache: see `extract`.
     Raises UserError for whatever is wrong with data or knobs.
     """
+    if kind not in KINDS:
+        known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        raise UserError(f'kind="{kind}" is unknown{nearest(kind, KINDS)} (known: {known})')
+    _refuse(pool, workers)
     if kind in DENSE and pool is not None:
         raise UserError(f'pool="{pool}" does not go with kind="{kind}"; leave it out')
     notes: tuple[str, ...] = ()
@@ -127,106 +131,30 @@ def probe(
                 f'best_on_test is about attentive heads, and kind="{kind}" has none; leave it out'
             )
         settings = replace(settings or AttentiveSettings(), best_on="test")
-    result = probe_all(
+    judging = Judging(
+        label, folds, _amounts(labels, per_class), draws, unlabelled, settings, tuning, seed, notes
+    )
+    manifest = read_manifest(data)
+    check_folds(
+        judging.task(manifest, kind), folds, seed
+    )  # mistakes in the labels come before hours of extraction
+    features = extract(
         encoder,
-        data,
-        (kind,),
-        pool=pool,
+        manifest.videos,
         layers=layers,
+        pool="none" if kind in DENSE else pool or plain_pool(encoder),
         views=views,
-        label=label,
-        folds=folds,
-        labels=labels,
-        per_class=per_class,
-        draws=draws,
-        unlabelled=unlabelled,
-        settings=settings,
-        tuning=tuning,
-        notes=notes,
-        seed=seed,
         cache=cache,
         frame_cache=frame_cache,
         batch_size=batch_size,
         workers=workers,
         device=device,
         progress=progress,
-    )[kind]
+    )
+    result = judge(encoder, manifest, features, kind, judging, views, device, progress, frame_cache, workers)
     if out is not None:
         result.save(out)
     return result
-
-
-def probe_all(
-    encoder: Encoder,
-    data: Manifest | Path | str,
-    kinds: Sequence[Kind],
-    *,
-    pool: Pool | None = None,
-    layers: Sequence[int] | None = None,
-    views: Views | None = None,
-    label: str | None = None,
-    folds: int = 0,
-    labels: str | None = None,
-    per_class: int | None = None,
-    draws: int = 5,
-    unlabelled: str = "error",
-    settings: AttentiveSettings | None = None,
-    tuning: FinetuneSettings | None = None,
-    notes: tuple[str, ...] = (),
-    seed: int = 0,
-    out: Path | None = None,
-    cache: Path | str | None = None,
-    frame_cache: Path | None = None,
-    batch_size: int = 16,
-    workers: int | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-) -> dict[Kind, ProbeResult]:
-    """Several probes of one encoder; those that read the same features share one extraction.
-
-    Arguments as `probe` takes them; ``pool`` is for the probes that read one vector per video. With a
-    ``frame_cache`` every video is decoded once. out: a folder in which each kind gets a folder of its own name.
-    Each result equals that of `probe` alone. Raises UserError as `probe` does, before anything is decoded.
-    """
-    for kind in kinds:
-        if kind not in KINDS:
-            known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
-            raise UserError(f'kind="{kind}" is unknown{nearest(kind, KINDS)} (known: {known})')
-    if pool == "none":
-        raise UserError('pool="none" does not go with probes of one vector per video; leave it out')
-    if workers is not None and workers < 0:
-        raise UserError(f"workers={workers}: must be 0 (one per core) or more")
-    judging = Judging(
-        label, folds, _amounts(labels, per_class), draws, unlabelled, settings, tuning, seed, notes
-    )
-    manifest = read_manifest(data)
-    for kind in kinds:  # mistakes in the labels come before hours of extraction
-        check_folds(judging.task(manifest, kind), folds, seed)
-    plain = pool or plain_pool(encoder)
-    found: dict[Kind, ProbeResult] = {}
-    shared: dict[Pool, Features] = {}
-    for kind in kinds:
-        own: Pool = "none" if kind in DENSE else plain
-        if own not in shared:
-            shared[own] = extract(
-                encoder,
-                manifest.videos,
-                layers=layers,
-                pool=own,
-                views=views,
-                cache=cache,
-                frame_cache=frame_cache,
-                batch_size=batch_size,
-                workers=workers,
-                device=device,
-                progress=progress,
-            )
-        found[kind] = judge(
-            encoder, manifest, shared[own], kind, judging, views, device, progress, frame_cache, workers
-        )
-        if out is not None:
-            found[kind].save(Path(out) / kind)
-    return found
 
 
 def retrieve(
@@ -256,6 +184,7 @@ def retrieve(
     """
     if within not in ("test", "all"):
         raise UserError(f'within="{within}" is unknown{nearest(within, ("test", "all"))} (known: test, all)')
+    _refuse(pool, workers)
     judging = Judging(label, unlabelled=unlabelled, seed=seed)
     manifest = read_manifest(data)
     judging.task(manifest, "linear")  # mistakes in the labels come before hours of extraction
@@ -276,6 +205,14 @@ def retrieve(
     if out is not None:
         result.save(out)
     return result
+
+
+def _refuse(pool: Pool | None, workers: int | None) -> None:
+    """Raises UserError for what `extract` would take, or complain of after the videos were looked at."""
+    if pool == "none":
+        raise UserError('pool="none" does not go with one vector per video; leave it out')
+    if workers is not None and workers < 0:
+        raise UserError(f"workers={workers}: must be 0 (one per core) or more")
 
 
 def plain_pool(encoder: Encoder) -> Pool:
