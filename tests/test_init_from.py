@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 from video import write_video
@@ -16,7 +18,7 @@ from video import write_video
 from tubelet.cli import main
 from tubelet.export.names import named_as
 from tubelet.export.save import export
-from tubelet.export.weights import Encoder, Geometry, digest, load_encoder
+from tubelet.export.weights import Encoder, Geometry, digest, load_encoder, save_encoder
 from tubelet.nn.published import VIDEOMAE, VIDEOMAE_HF, VJEPA1, VJEPA2, VJEPA2_HF, VJEPA21, Family
 from tubelet.nn.tokens import Positions, Rotary, SinCos, name_positions
 from tubelet.nn.vit import MODELS, ViT
@@ -183,6 +185,73 @@ def test_the_licence_goes_from_run_to_run_and_into_what_is_exported(videos: Path
         about = load_encoder(place).provenance
         assert (about["licence"], about["began_from"]) == ("cc-by-nc-4.0", str(theirs))
     assert json.loads((branch / "run.json").read_text())["licence"] == "cc-by-nc-4.0"
+
+
+def test_what_no_file_tells_can_be_said(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = named_as(numbers(VJEPA2.positions), VJEPA2)
+    both = {
+        name: {k: factor * v for k, v in state.items()}
+        for name, factor in (("target_encoder", 1), ("encoder", 2))
+    }
+    lacking = {k: v for k, v in both["encoder"].items() if k != "norm.bias"}
+    torch.save({**both, "predictor": {"norm.weight": torch.zeros(9)}}, tmp_path / "odd.pt")
+    torch.save(
+        {**both, "encoder": lacking, "predictor": {"norm.weight": torch.zeros(9)}}, tmp_path / "less.pt"
+    )
+    knobs = f"--data {videos} {STILL}"
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'a'} --init-from {tmp_path / 'odd.pt'}") == 2
+    told = f"--init-from {tmp_path / 'odd.pt'} --init-heads 2 --init-which encoder"
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'a'} {told}") == 0
+    ended = load_encoder(tmp_path / "a").model
+    assert isinstance(ended, ViT) and ended.heads == 2
+    torch.testing.assert_close(ended.norm.weight, 2 * state["norm.weight"], atol=1e-6, rtol=0)
+    told = f"--init-from {tmp_path / 'less.pt'} --init-heads 2 --init-which encoder"
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'b'} {told}") == 2
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'b'} {told} --init-allow-partial") == 0
+    capsys.readouterr()
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'c'} --model 48x2x2 --init-heads 2") == 2
+    assert "init_heads is about the encoder of init_from, and there is none" in capsys.readouterr().err
+
+
+def test_a_narrow_mlp_stays_narrow_in_what_branches_off(videos: Path, tmp_path: Path) -> None:
+    """Of published sizes, V-JEPA 2's giant has an MLP that is not four times as wide."""
+    torch.manual_seed(0)
+    narrow = ViT(48, 4, 2, hidden=96, patch=(2, 8, 8))
+    save_encoder(narrow, tmp_path / "narrow", Geometry(4, None, 1, 32), {"licence": "mit"})
+    knobs = f"--data {videos} --steps 2 --save-every 1"
+    first, branch = tmp_path / "first", tmp_path / "branch"
+    assert tubelet(f"videomae {knobs} --out {first} --init-from {tmp_path / 'narrow'}") == 0
+    step = sorted((first / "checkpoints").glob("step-*"))[0]
+    name, base = name_positions(narrow.positions)
+    like = f"--model 48x4x2x96 --positions {name} --positions-base {base:g} --lr 1e-5"
+    assert tubelet(f"videomae {knobs} --out {branch} --branch-from {step} {like}") == 0
+    ended = load_encoder(branch).model
+    assert isinstance(ended, ViT) and ended.hidden == 96
+    assert yaml.safe_load((first / "config.yaml").read_text())["chosen"]["model"] == "48x4x2x96"
+
+
+def test_a_resumed_run_does_not_need_the_weights_again(videos: Path, tmp_path: Path) -> None:
+    theirs, out = folder_of(tmp_path / "theirs", VIDEOMAE_HF), tmp_path / "run"
+    knobs = f"--data {videos} --steps 4 --save-every 1 --keep-every 1 --init-from {theirs}"
+    assert tubelet(f"vjepa {knobs} --out {out}") == 0
+    whole = load_encoder(out)
+    for step in sorted((out / "checkpoints").glob("step-*"))[2:]:
+        shutil.rmtree(step)
+    (out / "run.json").unlink()
+    shutil.rmtree(out / "encoder")
+    shutil.rmtree(theirs)
+    assert tubelet(f"vjepa {knobs} --out {out} --resume") == 0
+    again = load_encoder(out)
+    assert again.digest == whole.digest and again.provenance == whole.provenance
+
+
+def test_another_rate_is_said(videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = folder_of(tmp_path / "theirs", VJEPA2_HF)
+    caplog.set_level("INFO")
+    assert tubelet(f"videomae --data {videos} --steps 1 --out {tmp_path / 'run'} --init-from {theirs}") == 0
+    assert "it knows 4 frames a second, and goes on with one frame in 1" in caplog.text
 
 
 def test_a_teachers_licence_binds_its_student(videos: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -14,3 +15,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean "x"?` for the known word closest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else ""
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """Within it, what methods, masks and models say of numbers that do not fit is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error

@@ -142,19 +142,19 @@ MODELS = {
 
 
 def parse_size(model: str) -> Size:
-    """A name of `MODELS`, or ``WIDTHxDEPTHxHEADS`` such as ``128x6x4`` (MLP four times as wide).
+    """A name of `MODELS`, or ``WIDTHxDEPTHxHEADS`` such as ``128x6x4`` (MLP four times as wide), or with ``xMLP``.
 
     Raises ValueError for anything else, naming the nearest model.
     """
     if model in MODELS:
         return MODELS[model]
     parts = model.split("x")
-    if len(parts) == 3 and all(part.isdigit() and int(part) > 0 for part in parts):
-        dim, depth, heads = map(int, parts)
-        return Size(dim, depth, heads, 4 * dim)
+    if len(parts) in (3, 4) and all(part.isdigit() and int(part) > 0 for part in parts):
+        dim, depth, heads, *mlp = map(int, parts)
+        return Size(dim, depth, heads, *(mlp or [4 * dim]))
     known = ", ".join(MODELS)
     raise ValueError(
-        f'unknown model "{model}"{nearest(model, MODELS)} (known: {known}, or WIDTHxDEPTHxHEADS)'
+        f'unknown model "{model}"{nearest(model, MODELS)} (known: {known}, or WIDTHxDEPTHxHEADS[xMLP])'
     )
 
 

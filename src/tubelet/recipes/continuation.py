@@ -96,7 +96,8 @@ def continuation(base: Base, step: int, layers: int, out: Path) -> dict[str, Any
     if base.knobs["init_from"] is not None:
         # only one of the two may be given; what the encoder brought along is in the checkpoint but for its positions
         name, wave = name_positions(base.encoder.positions)
-        knobs |= {"init_from": None, "positions": name, "positions_base": wave}
+        knobs |= {"init_from": None, "init_which": None, "init_heads": None, "init_allow_partial": False}
+        knobs |= {"positions": name, "positions_base": wave}
     if base.knobs.get("teacher_digest"):
         # the run's own copy: of stages, only the last is taken up again, and no other folder is needed
         knobs["teacher"] = str(base.folder / "encoder-teacher")

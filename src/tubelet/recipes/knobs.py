@@ -27,8 +27,11 @@ class Knobs:
         "fit", "fit: sizes and rates follow from the data and the machine; paper: the paper's, to the letter"
     )
     hours: float | None = knob(None, "fit: longest training time to plan for (1 on a CPU, 12 on a GPU)")
-    model: str | None = knob(None, "vit_tiny, vit_small, vit_base, ... or WIDTHxDEPTHxHEADS")
+    model: str | None = knob(None, "vit_tiny, vit_small, vit_base, ... or WIDTHxDEPTHxHEADS[xMLP]")
     init_from: str | None = knob(None, "an encoder to start from instead of random weights")
+    init_which: str | None = knob(None, "which encoder of init_from, where it has several")
+    init_heads: int | None = knob(None, "attention heads of init_from, where no size that is known tells")
+    init_allow_partial: bool = knob(False, "take what fits of init_from, and leave the rest random")
     branch_from: str | None = knob(
         None,
         "a checkpoint of another run to go on from exactly, optimizer and step included, with other knobs",
@@ -103,6 +106,9 @@ class Knobs:
             raise UserError("fps and frame_step were both given; sample by one of them")
         if self.init_from is not None and self.branch_from is not None:
             raise UserError("init_from and branch_from were both given; a run starts from one of them")
+        for name in ("init_which", "init_heads", "init_allow_partial"):
+            if self.init_from is None and getattr(self, name):
+                raise UserError(f"{name} is about the encoder of init_from, and there is none; leave it out")
         if self.freeze_layers < 0:
             raise UserError(f"freeze_layers={self.freeze_layers}: must be 0 or more")
         if self.hours is not None and not self.hours > 0:

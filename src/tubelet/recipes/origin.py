@@ -11,6 +11,7 @@ from tubelet.recipes.knobs import Knobs
 
 OWN = "yours: trained from scratch"
 UNKNOWN = "unknown"
+AND = " and "
 
 
 def origin(
@@ -26,10 +27,11 @@ def origin(
     began = _branched(knobs) if knobs.branch_from is not None else source
     found = {"began_from": began, "taught_by": teacher}
     made = {name: about for name, about in found.items() if about is not None}
-    licences = [str(about.get("licence") or UNKNOWN) for about in made.values()]
+    # what weights or a teacher were made from may have had two already
+    licences = [part for about in made.values() for part in str(about.get("licence") or UNKNOWN).split(AND)]
     bound = dict.fromkeys(licence for licence in licences if licence != OWN)
     return {
-        "licence": knobs.licence or " and ".join(bound) or OWN,
+        "licence": knobs.licence or AND.join(bound) or OWN,
         **{name: _whose(about) for name, about in made.items()},
     }
 

@@ -11,8 +11,8 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,13 +28,14 @@ from tubelet.analysis.cost import cost, with_held
 from tubelet.analysis.health import HealthMonitor, Verdict, keep, verdict
 from tubelet.data.manifest import Manifest, read_manifest
 from tubelet.data.stream import Stream
-from tubelet.errors import UserError
-from tubelet.export.weights import Encoder, Geometry, load_encoder, save_encoder
+from tubelet.errors import UserError, mendable
+from tubelet.export.weights import Encoder, Geometry, save_encoder
 from tubelet.files import write_json, write_text
 from tubelet.masks import MultiBlockMask, RandomMask, TubeMask
 from tubelet.methods.method import Method
-from tubelet.nn.tokens import build_positions, name_positions
-from tubelet.nn.vit import MODELS, Size, ViT, build_vit, parse_size
+from tubelet.nn.tokens import build_positions
+from tubelet.nn.vit import ViT, build_vit
+from tubelet.recipes.beginning import begins_with, continues, read_source, size_of
 from tubelet.recipes.fit import Fit, Paper, fit, init_std
 from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.knobs import Knobs
@@ -114,7 +115,7 @@ Build = Callable[[ViT, Plan], Method]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything decided, nothing written. source: the encoder that ``init_from`` names."""
+    """Everything decided, nothing written. source: the encoder that the run begins with, of a resumed one its own."""
 
     method: Method
     chosen: Fit
@@ -184,8 +185,8 @@ def pretrain(
         monitors = []
         if world.main:
             announce(recipe, chosen, method, planned, len(ready.readable), phases and phases(chosen))
-            if ready.source is not None:
-                log.info(_continues(knobs, method, ready.source, ready.geometry))
+            if ready.source is not None and not knobs.resume:
+                log.info(continues(knobs, method, ready.source, ready.geometry))
         if knobs.dry_run:
             nothing = Summary(0, knobs.precision, Spent(), out)
             return Finished(out, method, nothing, Verdict("too early", None, "not started"), chosen, planned)
@@ -254,9 +255,9 @@ def _prepare(
     manifest = manifest.without_labels()
     readable = manifest.readable()
     footage = look_at(readable)
-    source = None if knobs.init_from is None else _source(knobs)
-    begun = None if source is None else _begins_with(source)
-    sized = knobs if begun is None else replace(knobs, model=_size_of(begun))
+    source = None if knobs.init_from is None else read_source(knobs)
+    begun = None if source is None else begins_with(source)
+    sized = knobs if begun is None else replace(knobs, model=size_of(begun))
 
     def step_flops(model: str, crop: int) -> float:
         method = _meta(knobs, paper, build, model)
@@ -434,15 +435,6 @@ def _conclude(
     return health
 
 
-@contextmanager
-def mendable() -> Iterator[None]:
-    """Within it, what methods, masks and models say of numbers that do not fit is the user's to mend."""
-    try:
-        yield
-    except ValueError as error:
-        raise error if isinstance(error, UserError) else UserError(str(error)) from error
-
-
 def write_config(
     out: Path, recipe: str, knobs: Mapping[str, Any], chosen: Mapping[str, Any] | None, data_digest: str
 ) -> None:
@@ -503,81 +495,6 @@ def new_encoder(knobs: Knobs, paper: Paper, model: str) -> ViT:
     patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
     positions = build_positions(knobs.positions or paper.positions, knobs.positions_base)
     return build_vit(model, patch, positions=positions, init_std=init_std(knobs, model))
-
-
-def _source(knobs: Knobs) -> Encoder:
-    """The encoder ``init_from``: its own architecture holds, and knobs that contradict it are refused."""
-    assert knobs.init_from is not None
-    patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
-    encoder = load_encoder(knobs.init_from)
-    loaded = encoder.model
-    if not isinstance(loaded, ViT):
-        raise UserError(f"init_from={knobs.init_from} has no weights; name a run or an encoder folder")
-    if loaded.patch != patch:
-        raise UserError(
-            f"init_from={knobs.init_from} cuts clips into {loaded.patch} tubelets, the knobs ask for {patch}; "
-            f"set tubelet_size={loaded.patch[0]} patch_size={loaded.patch[1]}"
-        )
-    if knobs.model is not None:
-        with mendable():
-            size = parse_size(knobs.model)
-        if (size.dim, size.depth) != (loaded.dim, loaded.depth):
-            raise UserError(
-                f"init_from={knobs.init_from} is {loaded.dim} wide and {loaded.depth} deep, model={knobs.model} "
-                f"{size.dim} and {size.depth}; leave model out"
-            )
-    name, base = name_positions(loaded.positions)
-    other = build_positions(knobs.positions or name, knobs.positions_base)
-    if (knobs.positions or knobs.positions_base != Knobs.positions_base) and loaded.positions != other:
-        raise UserError(
-            f"init_from={knobs.init_from} was trained with positions={name} positions_base={base:g}, not with "
-            f"positions={knobs.positions or name} positions_base={knobs.positions_base:g}; leave them out"
-        )
-    if knobs.init_std is not None:
-        raise UserError(
-            f"init_std={knobs.init_std} is for new weights, init_from brings its own; leave it out"
-        )
-    return encoder
-
-
-def _begins_with(source: Encoder) -> ViT:
-    """The weights of ``source``, to be trained."""
-    assert isinstance(source.model, ViT)
-    return source.model.requires_grad_(True).train()
-
-
-def _size_of(encoder: ViT) -> str:
-    """The model's name, or WIDTHxDEPTHxHEADS."""
-    size = Size(encoder.dim, encoder.depth, encoder.heads, encoder.hidden)
-    named = [name for name, known in MODELS.items() if known == size]
-    return named[0] if named else f"{encoder.dim}x{encoder.depth}x{encoder.heads}"
-
-
-def _continues(knobs: Knobs, method: Method, source: Encoder, clips: Geometry) -> str:
-    """What comes from ``init_from`` and what does not, and what it has not seen. clips: those of the run."""
-    about, before = source.provenance, source.geometry
-    new = [
-        name
-        for name, part in method.named_children()
-        if part is not method.encoder and any(p.requires_grad for p in part.parameters())
-    ]
-    trained = about.get("source", "unknown")
-    if "recipe" in about:
-        trained = f"{about['recipe']}, step {about.get('step', 'unknown')}"
-    told = (
-        f"encoder and its positions ({name_positions(method.encoder.positions)[0]}) from {knobs.init_from} "
-        f"({trained}); new, with random weights: {', '.join(new)}; licence: {about.get('licence') or 'unknown'}"
-    )
-    if (before.frames, before.crop_size) != (clips.frames, clips.crop_size):
-        told += (
-            f"; it knows clips of {before.frames} frames and {before.crop_size} pixels, and goes on with "
-            f"{clips.frames} and {clips.crop_size}"
-        )
-    if (before.mean, before.std) != (clips.mean, clips.std):
-        told += (
-            f"; pixels were normalised by {before.mean} and {before.std}, now by {clips.mean} and {clips.std}"
-        )
-    return told
 
 
 def _try_out(method: Method, knobs: Knobs, chosen: Fit) -> None:

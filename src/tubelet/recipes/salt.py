@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tubelet.errors import UserError
+from tubelet.errors import UserError, mendable
 from tubelet.export.weights import load_encoder
 from tubelet.methods.salt import SALT
 from tubelet.nn.vit import ViT
@@ -18,7 +18,6 @@ from tubelet.recipes.knobs import Knobs
 from tubelet.recipes.run import (
     Finished,
     choose_mask,
-    mendable,
     new_encoder,
     pretrain,
     read_videos,
