@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -44,7 +46,11 @@ def make(path: Path, hours: float) -> None:
 
 
 def embed(encoder: str, data: Path, out: Path, knobs: Sequence[str] = ()) -> dict[str, Any]:
-    """Seconds and peak anonymous memory of `tubelet embed` with these knobs, and what it says of itself."""
+    """Seconds and peak anonymous memory of `tubelet embed` with these knobs, and what it says of itself.
+
+    What an interrupted run has left in ``out`` is removed: the rest of a table has another cost than the whole.
+    """
+    shutil.rmtree(out, ignore_errors=True)
     command = [
         sys.executable,
         "-m",
@@ -68,6 +74,8 @@ def embed(encoder: str, data: Path, out: Path, knobs: Sequence[str] = ()) -> dic
                 [peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))]
             )
             time.sleep(0.2)
+    if running.returncode:
+        raise SystemExit(f"{shlex.join(command)} ended with {running.returncode}")
     about = json.loads((out / "embeddings.json").read_text())
     told = {key: about[key] for key in ("windows", "video_seconds", "rate")}
     return {**told, "seconds": time.perf_counter() - began, "peak_anonymous_gib": peak / 2**20}
@@ -86,9 +94,7 @@ def main() -> None:
     for word in asked.hours.split(","):
         video = asked.out / f"{word}h" / "video.mp4"
         make(video, float(word))
-        found[f"{word} hours"] = embed(
-            asked.encoder, video.parent, asked.out / f"features-{word}h-{time.time_ns()}"
-        )
+        found[f"{word} hours"] = embed(asked.encoder, video.parent, asked.out / f"features-{word}h")
     machine = {k: v for k, v in environment(World()).items() if k != "command"}
     asked.result.write_text(json.dumps({"environment": machine, "videos": found}, indent=1) + "\n")
     print(json.dumps(found, indent=1))

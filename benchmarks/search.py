@@ -4,9 +4,9 @@
 
 Every window is embedded by each encoder, in a process of its own whose anonymous memory is polled, and `tubelet search
 --evaluate` judges the table. Of each file as many clips are averaged as it takes to see the whole window. --large
-first writes a file as Meta publishes V-JEPA 2's ViT-L (both encoders, predictor, optimizer state; 6 GB), its weights
+first writes a file as Meta publishes V-JEPA 2's ViT-L (both encoders, predictor, optimizer state; 3.6 GB), its weights
 random, and embeds with it too: 16 frames of 112 pixels, spread over the window. Result: benchmarks/search.json, and
-the table in Markdown. What is there already is kept, so that an interrupted run goes on.
+the table in Markdown. Whole tables are kept, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
