@@ -12,6 +12,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -252,17 +253,62 @@ def test_files_are_found_by_name_and_turned_by_pages(tmp_path: Path) -> None:
     times, vectors = np.zeros(len(names)), np.eye(len(names), 60, dtype=np.float32)
     save_embeddings(tmp_path / "f", ABOUT, names, times, times + 1, [None] * len(names), vectors)
     browser = Browser(read_embeddings(tmp_path / "f"))
-    assert "049.mp4" in browser.index() and "050.mp4" not in browser.index()
-    assert "054.mp4" in browser.index(page=1) and 'page=0"' in browser.index(page=1)
-    assert "050.mp4" in browser.index("50.MP") and "051.mp4" not in browser.index("50.MP")
+    first, second, named = browser.index(), browser.index(page=1), browser.index("50.MP")
+    assert first and "049.mp4" in first and "050.mp4" not in first
+    assert second and "054.mp4" in second and 'page=0"' in second
+    assert named and "050.mp4" in named and "051.mp4" not in named
+    assert browser.index(page=2) is None and "0 of 55 files" in (browser.index("none") or "")
     assert browser.file(len(names)) is None and browser.alike(len(names)) is None
+
+
+def test_a_files_windows_are_turned_by_pages_to_both_sides(tmp_path: Path) -> None:
+    count = 2 * PER_PAGE + 1
+    times, vectors = np.arange(count, dtype=float), np.ones((count, 3), np.float32)
+    save_embeddings(tmp_path / "f", ABOUT, ["a.mp4"] * count, times, times + 1, [None] * count, vectors)
+    with serving(Browser(read_embeddings(tmp_path / "f"))) as server:
+        turns = []
+        for page in range(3):
+            status, _, html = ask(server, f"/file?number=0&page={page}")
+            assert status == 200
+            turns.append(re.findall(r'href="/file\?number=0&amp;page=(\d)">(\w+) windows<', html.decode()))
+        assert turns == [
+            [("1", "later")],
+            [("0", "earlier"), ("2", "later")],
+            [("1", "earlier")],
+        ]
+        for beyond in ("/file?number=0&page=3", "/?page=1"):
+            status, _, html = ask(server, beyond)
+            assert status == 404 and "There is nothing here." in Page(html).words
 
 
 def test_it_may_begin_with_a_search(features: Path) -> None:
     table = read_embeddings(features)
     asked = search(table, query_of_file(table, str(table.file[0]), 2.0), 3)
-    page = Page(Browser(table, asked).index().encode())
-    assert sum(tag == "button" and "data-source" in attributes for tag, attributes in page.tags) == 3
+    page = Page((Browser(table, asked).index() or "").encode())
+    buttons = [attributes for tag, attributes in page.tags if tag == "button" and "data-source" in attributes]
+    assert len(buttons) == 1 + 3 and "the query" in page.words
+    assert [(one["id"], one["data-source"], one["data-start"]) for one in buttons[:1]] == [
+        ("hit-0", "/video/0", "2.000")
+    ]
+
+
+def test_the_query_is_shown_where_it_is_not_in_the_table_too(features: Path, server: Server) -> None:
+    """Its frames, but no way to play it: only the table's files are served."""
+    table = read_embeddings(features)
+    inside = query_of_file(table, str(table.file[3]), 2.0)
+    outside = str(write_video(features.parent / "new & <i>.mp4", 150))
+    for query, buttons in ((inside, 3), (replace(inside, file=outside, rows=np.zeros(0, np.int64)), 2)):
+        with serving(Browser(table, search(table, query, 2))) as asked:
+            page = Page(ask(asked, "/")[2])
+            assert sum(tag == "button" and "data-source" in had for tag, had in page.tags) == buttons
+            assert f"{Path(query.file).name} 0:02.0–0:04.0 the query" in page.words
+            assert "i" not in {tag for tag, _ in page.tags}
+            (shown,) = (had for _, had in page.tags if had.get("src") == "/strip/query")
+            assert shown["alt"] == f"frames of {Path(query.file).name}"
+            status, headers, picture = ask(asked, "/strip/query")
+            assert (status, headers["Content-Type"], picture[:4]) == (200, "image/png", b"\x89PNG")
+            assert picture == ask(asked, "/strip/4")[2]  # c.mp4 is the same video
+    assert ask(server, "/strip/query")[0] == 404  # nothing was asked
 
 
 # a process that was begun in the background ignores SIGINT, and so would its children
@@ -341,6 +387,19 @@ def test_a_browser_plays_a_hit_from_its_start(server: Server, tmp_path: Path) ->
 def test_a_browser_says_what_it_cannot_play(server: Server, tmp_path: Path) -> None:
     dom = opened(f"{server.url}file?number=2#play-1", tmp_path)
     assert "this browser cannot play torn.avi" in dom
+
+
+@needs_browser
+def test_a_browser_says_what_is_gone_or_cannot_be_shown(
+    server: Server, features: Path, tmp_path: Path
+) -> None:
+    gone = features.parent / "gone.mp4"
+    dom = opened(f"{server.url}file?number=3#play-1", tmp_path)
+    said = re.search(r'<p id="told"[^>]*>(.*?)</p>', dom)
+    assert said and said[1] == f"{gone} is not there any more."
+    assert dom.count(f'<span class="missing">{gone}: the file is not there</span>') == 3 and "<img" not in dom
+    dom = opened(f"{server.url}file?number=1", tmp_path)
+    assert 'class="missing"' not in dom and dom.count("<img") == 3
 
 
 def test_a_range_of_endless_digits_is_the_whole_file() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markup import assert_asks_for_nothing
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from video import write_video
 
 from tubelet.cli import main
 from tubelet.embed.table import Embeddings, save_embeddings
 from tubelet.errors import UserError
+from tubelet.report.curves import draw_png
+from tubelet.report.scatter import dot_signs, scatter_drawer
 from tubelet.search import cluster as module
 from tubelet.search import index
 from tubelet.search.cluster import FAR_OUT, NEIGHBOURS, cluster, directions
-from tubelet.search.groups import map_of
+from tubelet.search.groups import cluster_features, map_of
 
 ABOUT = {
     "encoder": {"name": "toy", "digest": "0" * 16, "spec": "nowhere", "dim": 6},
@@ -114,6 +122,17 @@ def test_planted_odd_windows_are_the_oddest_and_far_out() -> None:
     assert found.odd[which == -1].all() and found.odd.sum() < 5
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_copies_of_each_other_are_never_odd(seed: int) -> None:
+    """As of a camera that stands still: 1 - cosine of copies is rounding, which is far out where quartiles are 0."""
+    random = np.random.default_rng(seed)
+    copies = np.repeat(random.standard_normal((5, 96)), 40, axis=0).astype(np.float32)
+    found = cluster(table(copies), 5)
+    assert found.oddness.tolist() == [0.0] * 200 and not found.odd.any()
+    alone = np.concatenate([copies, random.standard_normal((3, 96))])
+    assert np.flatnonzero(cluster(table(alone), 5).odd).tolist() == [200, 201, 202]
+
+
 def test_an_odd_event_seen_by_overlapping_windows_stays_odd() -> None:
     vectors, which = planted(odd=1)
     last = vectors[-1:]
@@ -178,6 +197,53 @@ def test_the_map_keeps_groups_apart_and_names_each_window_once(picture: Any) -> 
     assert [len(panel.points[f"group {n}"]) for n in (1, 2, 3)] == [40, 30, 20]
     places = np.concatenate([np.array(panel.points[f"group {n}"]) for n in (1, 2, 3)])
     assert silhouette_score(places, np.repeat([1, 2, 3], [40, 30, 20])) > 0.5
+
+
+@pytest.mark.parametrize("groups", [2, 3, 10, 20])
+def test_the_chart_keeps_most_of_the_picture_however_many_groups(
+    groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    saved = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda one, *a, **k: (drawn.append(one), saved(one, *a, **k))[1])
+    one = table(np.random.default_rng(0).standard_normal((80, 6)))
+    panel = map_of(one, cluster(one, groups), "pca", 0)
+    style = {name: place for place, name in enumerate(panel.points)}
+    png = imread(io.BytesIO(draw_png([scatter_drawer(panel, style)], dot_signs(list(style), style))))
+    (figure,) = drawn
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert png.shape[:2] == pytest.approx(200 * figure.get_size_inches()[::-1], abs=1)
+    assert len(legend.get_texts()) == len(panel.points) == min(groups, 14)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    whole, chart, names = figure.bbox, axes.get_tightbbox(renderer), legend.get_window_extent(renderer)
+    assert chart is not None
+    assert chart.height > 0.6 * whole.height and chart.width > 0.9 * whole.width
+    assert names.y0 >= chart.y1 and names.x1 <= whole.x1
+    for part in (chart, names):  # and nothing runs out of it
+        assert part.x0 >= -1 and part.y0 >= -1 and part.x1 <= whole.x1 + 1 and part.y1 <= whole.y1 + 1
+
+
+def test_the_page_has_one_map_with_hollow_signs_and_strips_that_can_be_seen(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
+    video = str(write_video(tmp_path / "a.mp4", 150))
+    start = np.arange(60) / 12
+    save_embeddings(tmp_path / "f", ABOUT, [video] * 60, start, start + 0.5, [None] * 60, vectors)
+    cluster_features(tmp_path / "f", groups=10)
+    page = (tmp_path / "f" / "clusters" / "report.html").read_text()
+    assert page.count("<h3>60 windows</h3>") == 1
+    legend = re.findall(r'<b class="mark" style="color: var\(--c(\d)\)">(.)</b>group (\d+)<', page)
+    assert [int(group) for _, _, group in legend] == list(range(1, 11))
+    assert [(colour, sign) for colour, sign, _ in legend[:1] + legend[7:]] == [
+        ("1", "●"),
+        ("1", "○"),
+        ("2", "□"),
+        ("3", "◇"),
+    ]
+    assert len({(colour, sign) for colour, sign, _ in legend}) == 10
+    pictures = re.findall(r'alt="frames of (group)?[^"]*" src="data:image/png;base64,([^"]*)"', page)
+    wide = {group: imread(io.BytesIO(base64.b64decode(data))).shape for group, data in pictures}
+    # half a column for a group's, a whole one for the odd ones: frames are equally large to the eye
+    assert wide["group"][0] == wide[""][0] and wide["group"][1] < 0.55 * wide[""][1]
 
 
 def test_the_command_writes_table_picture_and_page(

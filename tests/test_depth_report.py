@@ -697,10 +697,34 @@ def test_more_encoders_than_colours_are_drawn_in_parts():
     assert draw_panels([Panel("a", lines)], names).count("<h3>a</h3>") == 2
     assert draw_panels([Panel("a", lines[:2])], names).count("<h3>a</h3>") == 1
     points = {name: [(0.0, 1.0)] for name in names}
-    assert draw_scatters([Scatter("a", points, "x", "y")], names).count("<h3>a</h3>") == 2
+    assert draw_scatters([Scatter("a", points, "x", "y")], names).count("<h3>a</h3>") == 1  # two are hollow
     looks = [tuple(map(str, PRINT.look(place).values())) for place in range(14)]
     assert len(set(looks)) == 14
     assert imread(io.BytesIO(panels_picture([Panel("a", lines)], names)), format="png").shape[0] > 300
+
+
+def test_charts_of_more_names_than_there_are_signs_have_the_same_axes(monkeypatch):
+    limits = []
+    draw = Axes.draw
+    monkeypatch.setattr(
+        Axes,
+        "draw",
+        lambda axes, *a, **k: (limits.append((*axes.get_xlim(), *axes.get_ylim())), draw(axes, *a, **k)),
+    )
+    points = {f"encoder {number}": [(float(number), 1.0 - number)] for number in range(15)}
+    html = draw_scatters([Scatter("a", points, "x", "y")])
+    assert html.count("<h3>a</h3>") == html.count('<ul class="legend">') == 2
+    assert len(set(limits)) == 1 and limits[0][0] < 0 and limits[0][1] > 14
+
+
+@pytest.mark.parametrize("letters", [3, 6, 11, 30])
+def test_the_legend_of_a_picture_fits_into_it(letters, monkeypatch):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda one, *a, **k: (drawn.append(one), save(one, *a, **k)))
+    panels_picture([Panel("a", [Line("n" * letters + str(n), [0, 1], [0, n]) for n in range(9)])])
+    ((legend,), whole) = drawn[0].legends, drawn[0].bbox
+    size = legend.get_window_extent()
+    assert size.x0 >= 0 and size.x1 <= whole.x1 and size.y1 <= whole.y1 + 1e-6
 
 
 def test_bands_reach_from_low_to_high(monkeypatch):

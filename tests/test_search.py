@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,19 +120,33 @@ def test_the_size_of_the_chunks_changes_nothing(seed: int, rows: int, k: int, ch
     assert order == sorted(order)  # ties go to the earlier row
 
 
-def test_memory_does_not_grow_with_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def peak_of(look: Callable[[], Any]) -> int:
+    """Bytes that are held at once while it looks."""
     import tracemalloc
 
+    tracemalloc.start()
+    look()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", 2**14)
     peaks = []
     for rows in (2_000, 40_000):
         np.save(tmp_path / "v.npy", noise(rows, 16))
         one = table(np.load(tmp_path / "v.npy", mmap_mode="r"))
-        tracemalloc.start()
-        nearest_exact(one, noise(1, 16), 10)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(peak_of(lambda one=one: nearest_exact(one, noise(1, 16), 10)))
     assert peaks[1] < 1.2 * peaks[0] < 40_000 * 16 * 4 / 2
+
+
+def test_memory_does_not_grow_with_the_queries_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 2**16)
+    one, many = table(noise(20_000, 16)), noise(2_000, 16, seed=1)
+    alone, all_of_them = (peak_of(lambda q=q: nearest_exact(one, q, 10)) for q in (many[:1], many))
+    assert all_of_them < alone + 3 * many.nbytes  # the queries themselves, as float64 and at length 1
+    assert all_of_them < 2_000 * (2**16 // 16) * 8 / 10
 
 
 def test_half_precision_is_searched_as_it_is() -> None:
@@ -216,6 +231,32 @@ def test_an_index_is_built_once_and_again_when_the_vectors_change(tmp_path: Path
     assert nearest_indexed(one, np.asarray(one.vectors[[7]]), 1).rows.tolist() == [7]
 
 
+@needs_faiss
+def test_the_index_is_asked_and_candidates_are_compared_some_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, many = saved(tmp_path / "features", lumps(6000)), lumps(3000)
+    own = np.arange(6000) % 7 == 0
+    whole = nearest_indexed(one, many, 20, own)
+    monkeypatch.setattr(module, "_CHUNK", 2**16)
+    found: list[Nearest] = []
+    peak = peak_of(lambda: found.append(nearest_indexed(one, many, 20, own)))
+    assert found[0].rows.tolist() == whole.rows.tolist()
+    assert found[0].cosine.tolist() == whole.cosine.tolist() and not own[found[0].rows].any()
+    assert peak < 3000 * (8 * 20 + own.sum()) * 8 / 10  # what the index would answer for all at once
+
+
+@needs_faiss
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"{", b"[]", b""])
+def test_an_index_whose_stamp_cannot_be_read_is_built_again(tmp_path: Path, damage: bytes) -> None:
+    one = saved(tmp_path / "features", lumps(500))
+    query, stamp = np.asarray(one.vectors[[7]]), tmp_path / "features" / module.ABOUT
+    first, whole = nearest_indexed(one, query, 3), stamp.read_bytes()
+    stamp.write_bytes(damage)
+    assert nearest_indexed(one, query, 3).rows.tolist() == first.rows.tolist()
+    assert stamp.read_bytes() == whole
+
+
 def test_without_faiss_large_tables_are_compared_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT_UP_TO", 10)
     monkeypatch.setattr(module, "has_faiss", lambda: False)
@@ -293,11 +334,40 @@ def test_a_query_in_the_table_needs_no_encoder() -> None:
     whole = query_of_file(one, "a")
     assert whole.rows.tolist() == [0, 1, 2] and (whole.start, whole.end) == (0, 8)
     assert whole.own.tolist() == [True, True, True, False, False]
-    for start, end, said in ((-1, None, "hold no video"), (3, 2, "hold no video"), (9, None, "ends at 8 s")):
+    for start, end, said in (
+        (-1, None, "hold no video"),
+        (3, 2, "hold no video"),
+        (9, None, "nearest is 4 to 8 s"),
+    ):
         with pytest.raises(UserError, match=said):
             query_of_file(one, "a", start, end)
     with pytest.raises(UserError, match=r'neither in features nor on disk; did you mean "aaa\.mp4"'):
         query_of_file(table(noise(1), ["aaa.mp4"]), "aab.mp4")
+
+
+def test_start_alone_takes_a_window_that_holds_this_second() -> None:
+    one = table(noise(5), ["a", "a", "a", "b", "b"], [0, 2, 4, 0, 10])
+    # the window from 4 s begins nearest to 3.9 s, but does not hold it
+    assert query_of_file(one, "a", 3.9).rows.tolist() == [1]
+    assert query_of_file(one, "a", 3.99).rows.tolist() == [2]  # as near as a time told to two decimals can be
+    assert query_of_file(one, "b", 3.9).rows.tolist() == [3]
+    for start, near in ((4.0, "0 to 4"), (6.5, "0 to 4"), (7.5, "10 to 14"), (14.0, "10 to 14")):
+        with pytest.raises(
+            UserError, match=rf"no window of b in features holds second {start:g}; the nearest is {near} s"
+        ):
+            query_of_file(one, "b", start)
+
+
+def test_a_long_videos_seconds_are_named_to_their_last_digit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "f", noise(4), file=["a", "a", "b", "b"], start=[12345.67, 12349.67, 0, 4])
+    answer(tmp_path / "f", "a", 12345.678, top=3)
+    assert "--query a --start 12345.678 --top 3" in capsys.readouterr().out
+    answer(tmp_path / "f", "a", 12345.67, 12349.67)
+    assert "--start 12345.67 --end 12349.67\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"the nearest is 12349\.67 to 12353\.67 s: .*--start 12349\.67"):
+        query_of_file(read_embeddings(tmp_path / "f"), "a", 12399.123)
 
 
 def test_images_without_times_can_be_asked_for_and_are_not_found_themselves() -> None:
@@ -380,6 +450,53 @@ def test_a_stretch_of_a_file_in_the_table_does_not_find_itself(footage: Path) ->
     mine = np.array([Path(name).name == "1.mp4" for name in one.file])
     assert query.own.tolist() == (mine & (one.start < 3.5) & (one.end > 1.5)).tolist()
     assert not {hit.row for hit in search(one, query).hits} & set(np.flatnonzero(query.own).tolist())
+
+
+def test_a_stretch_behind_the_last_window_is_embedded(footage: Path) -> None:
+    """The table ends at 4 s of the file, as where the last window was not whole; the file does not."""
+    one = read_embeddings(footage / "features")
+    kept = np.flatnonzero(one.end < 4.5)
+    short = replace(
+        one,
+        file=one.file[kept],
+        start=one.start[kept],
+        end=one.end[kept],
+        label=[one.label[row] for row in kept],
+        kept=np.asarray(one.vectors[kept]),
+        group=[one.group[row] for row in kept],
+    )
+    query = query_of_file(short, footage / "clips" / "1.mp4", 4.0, 6.0, device="cpu")
+    (row,) = (row for row in range(len(one)) if Path(one.file[row]).name == "1.mp4" and one.start[row] == 4.0)
+    assert query.vectors == pytest.approx(one.vectors[[row]], abs=1e-5) and not query.own.any()
+    gone = replace(short, file=np.array([f"/gone/{Path(name).name}" for name in short.file], object))
+    with pytest.raises(
+        UserError, match=r"not at its place any more, and this stretch is none of its windows"
+    ):
+        query_of_file(gone, "/gone/1.mp4", 4.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (("clip", "pool", "views", "window_s", "stride_s"), "clip, pool, views, window_s, stride_s"),
+        (("views",), "views"),
+        (("clip.frames",), "clip.frames"),
+        (("clip.fps",), "clip.fps"),
+    ],
+)
+def test_a_table_that_does_not_say_how_it_was_made_is_queried_by_its_own_windows_only(
+    footage: Path, tmp_path: Path, without: tuple[str, ...], said: str
+) -> None:
+    one = read_embeddings(footage / "features")
+    about = {name: value for name, value in one.about.items() if name not in without}
+    if "clip" in about:
+        about["clip"] = {k: v for k, v in about["clip"].items() if f"clip.{k}" not in without}
+    rows = np.asarray(one.vectors)
+    save_embeddings(tmp_path / "f", about, one.file.tolist(), one.start, one.end, one.label, rows)
+    other = read_embeddings(tmp_path / "f")
+    assert len(query_of_file(other, footage / "clips" / "1.mp4").rows) == 5
+    with pytest.raises(UserError, match=rf"embeddings\.json does not say {re.escape(said)}: nothing can be"):
+        query_of_file(other, footage / "other.mp4", device="cpu")
 
 
 def test_a_file_is_known_by_another_name_for_its_place(
@@ -636,9 +753,17 @@ def test_a_video_that_was_moved_is_said_to_be(footage: Path) -> None:
 def test_options_of_a_query_are_refused_where_there_is_none(
     footage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for option in (["--start", "1"], ["--end", "2"], ["--exact"], ["--head", "a"], ["--encoder", "a"]):
-        assert main(["search", str(footage / "features"), "--evaluate", *option]) == 2
+    features = str(footage / "features")
+    options = [["--start", "0"], ["--end", "2"], ["--top", "10"], ["--head", "a"], ["--encoder", "a"]]
+    options += [["--device", "auto"]]
+    for option in (*options, ["--exact"]):
+        assert main(["search", features, "--evaluate", *option]) == 2
         assert f"{option[0]} is of a query" in capsys.readouterr().err
+    for option in options:
+        assert main(["browse", features, *option]) == 2
+        assert f"{option[0]} is of a query; give --query FILE too" in capsys.readouterr().err
+    assert main(["search", features, "--query", "a.mp4", "--seed", "0"]) == 2
+    assert "--seed is of --evaluate" in capsys.readouterr().err
 
 
 def test_vectors_too_wide_to_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -806,25 +806,36 @@ def _budgets(text: str) -> tuple[float, ...]:
     return tuple(sorted(float(word) for word in _words(text)))
 
 
+# what means something only where there is a --query
+OF_QUERY = ("start", "end", "top", "device", "head", "encoder")
+
+
 def _add_query(parser: Any, query: str) -> None:
     """The table, and what is looked for in it; ``query`` says what that is for."""
     parser.add_argument("features", metavar="FEATURES", help="folder that tubelet embed has written")
     parser.add_argument("--query", metavar="FILE", help=query)
     parser.add_argument("--start", type=float, help="seconds: where the query begins (default: all of it)")
     parser.add_argument("--end", type=float, help="seconds: where it ends")
-    parser.add_argument("--top", type=int, default=10, help="stretches to find (default: %(default)s)")
+    parser.add_argument("--top", type=int, help="stretches to find (default: 10)")
     parser.add_argument("--head", metavar="FOLDER", help="the head that the table was pooled by, if it was")
     parser.add_argument("--encoder", metavar="SPEC", help="where the table's encoder is now, if it was moved")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: auto)")
+
+
+def _given(chosen: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given."""
+    return {name: value for name in names if (value := getattr(chosen, name)) is not None}
 
 
 def _add_search(commands: Any, name: str) -> None:
     parser = commands.add_parser(name, help="what in embedded videos is most like a clip")
     _add_query(parser, "a video, in the table or not")
-    parser.add_argument("--exact", action="store_true", help="compare all windows, however many there are")
+    parser.add_argument(
+        "--exact", action="store_true", default=None, help="compare all windows, however many there are"
+    )
     parser.add_argument("--evaluate", action="store_true", help="do windows find their class in other files?")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of intervals, and of files drawn (default: %(default)s)"
+        "--seed", type=int, help="with --evaluate: of intervals, and of files drawn (default: 0)"
     )
     parser.add_argument("--out", help="folder for the result as CSV, JSON and a page of filmstrips")
 
@@ -834,14 +845,17 @@ def _search(chosen: argparse.Namespace) -> int:
 
     if chosen.evaluate == (chosen.query is not None):
         raise UserError("give either --query FILE, or --evaluate")
+    of_query, of_judging = _given(chosen, *OF_QUERY, "exact"), _given(chosen, "seed")
     if chosen.evaluate:
-        options = ("start", "end", "exact", "head", "encoder")
-        if given := [name for name in options if getattr(chosen, name) not in (None, False)]:
-            raise UserError(f"--{given[0]} is of a query, and --evaluate asks with all windows; leave it out")
-        evaluate(chosen.features, chosen.out, chosen.seed)
+        if of_query:
+            raise UserError(
+                f"--{next(iter(of_query))} is of a query, and --evaluate asks with all windows; leave it out"
+            )
+        evaluate(chosen.features, chosen.out, **of_judging)
         return 0
-    names = ("query", "start", "end", "top", "exact", "out", "device", "head", "encoder")
-    answer(chosen.features, **{name: getattr(chosen, name) for name in names})
+    if of_judging:
+        raise UserError("--seed is of --evaluate, and a search draws nothing at random; leave it out")
+    answer(chosen.features, chosen.query, out=chosen.out, **of_query)
     return 0
 
 
@@ -854,10 +868,10 @@ def _add_browse(commands: Any, name: str) -> None:
 def _browse(chosen: argparse.Namespace) -> int:
     from tubelet.search.server import browse
 
-    if chosen.query is None and (chosen.start is not None or chosen.end is not None):
-        raise UserError("--start and --end are of a query; give --query FILE too")
-    names = ("port", "query", "start", "end", "top", "device", "head", "encoder")
-    browse(chosen.features, **{name: getattr(chosen, name) for name in names})
+    of_query = _given(chosen, *OF_QUERY)
+    if chosen.query is None and of_query:
+        raise UserError(f"--{next(iter(of_query))} is of a query; give --query FILE too, or leave it out")
+    browse(chosen.features, chosen.port, chosen.query, **of_query)
     return 0
 
 

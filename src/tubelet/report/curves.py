@@ -21,7 +21,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 # The values themselves are CSS variables: matplotlib draws with the stand-ins, which are replaced in its SVG.
 COLOURS = [f"#0a0b{place:02x}" for place in range(1, 8)]
 DASHES = ["-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)), "-", (0, (5, 1.6)), (0, (1.4, 1.4))]
-MARKS = [("o", "●"), ("s", "■"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("<", "◀"), (">", "▶")]
+# a marker, and the same as a letter, filled and hollow
+MARKS = [("o", "●", "○"), ("s", "■", "□"), ("D", "◆", "◇"), ("^", "▲", "△"), ("v", "▼", "▽"), ("<", "◀", "◁")]
+MARKS += [(">", "▶", "▷")]
 INK, SOFT, LINE, PAPER = "#0a0c01", "#0a0c02", "#0a0c03", "#0a0c04"
 _REPLACE = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
     colour: f"var(--c{place})" for place, colour in enumerate(COLOURS, 1)
@@ -172,7 +174,10 @@ def line_signs(names: Sequence[str], style: Mapping[str, int]) -> list[Line2D]:
 
 
 def draw_png(drawn: Sequence[Drawer], signs: Sequence[Line2D] = ()) -> bytes:
-    """Titled charts in rows of three as a PNG on white, with a legend of ``signs``; told apart in grey too."""
+    """Titled charts in rows of three as a PNG on white, with a legend of ``signs``; told apart in grey too.
+
+    The picture grows by its legend, so that this takes no room from the charts.
+    """
     columns = min(3, len(drawn))
     rows = -(-len(drawn) // columns)
     with rc_context(PRINT.style()):
@@ -185,13 +190,29 @@ def draw_png(drawn: Sequence[Drawer], signs: Sequence[Line2D] = ()) -> bytes:
             axes.set_title(plain("\n".join(wrap(title, 30))), loc="left", fontsize=8.5)
             axes.tick_params(length=0, pad=4)
         if signs:
-            ncols = min(
-                len(signs), 2 * columns if max(len(str(s.get_label())) for s in signs) < 20 else columns
-            )
-            figure.legend(handles=list(signs), loc="outside upper left", ncols=ncols, frameon=False)
+            _add_legend(figure, signs)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
     return file.getvalue()
+
+
+def _add_legend(figure: Figure, signs: Sequence[Line2D]) -> None:
+    """A legend above the charts, in as many columns as the picture is wide enough for."""
+    for columns in range(len(signs), 0, -1):
+        # its margin is within it, so that its size is all the room it takes
+        legend = figure.legend(
+            handles=list(signs),
+            loc="outside upper left",
+            ncols=columns,
+            frameon=False,
+            borderpad=0.9,
+            borderaxespad=0,
+        )
+        size = legend.get_window_extent()
+        if columns == 1 or size.width <= figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
+            return
+        legend.remove()
 
 
 def plain(text: str) -> str:
@@ -199,9 +220,9 @@ def plain(text: str) -> str:
     return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def split(names: Sequence[str]) -> list[list[str]]:
-    """The names in as few parts as there are colours for, about equally long."""
-    parts = -(-len(names) // len(COLOURS))
+def split(names: Sequence[str], most: int = len(COLOURS)) -> list[list[str]]:
+    """The names in as few parts as have at most ``most`` (as there are colours), about equally long."""
+    parts = -(-len(names) // most)
     edges = np.linspace(0, len(names), parts + 1).round().astype(int)
     return [list(names[a:b]) for a, b in pairwise(edges)]
 
@@ -344,10 +365,11 @@ def _dots(axes: Axes, panel: Dots, style: dict[str, int]) -> None:
 
 
 def swatch(place: int, dots: bool = False) -> str:
-    """A legend's sign: a piece of the line, or the dots' shape."""
+    """A legend's sign: a piece of the line, or the dots' shape, which beyond the colours there are is hollow."""
+    again, place = divmod(place, len(COLOURS))
     colour = f"var(--c{place + 1})"
     if dots:
-        return f'<b class="mark" style="color: {colour}">{MARKS[place][1]}</b>'
+        return f'<b class="mark" style="color: {colour}">{MARKS[place][1 + again]}</b>'
     dashes = DASHES[place]
     lengths = [] if isinstance(dashes, str) else [f"{2 * length:g}" for length in dashes[1]]
     array = f' stroke-dasharray="{" ".join(lengths)}"' if lengths else ""

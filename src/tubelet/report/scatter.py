@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tubelet.report.curves import MARKS, PAGE, PRINT, Drawer, Palette, draw_svg, plain, split, swatch
+from tubelet.report.curves import COLOURS, MARKS, PAGE, PRINT, Drawer, Palette, draw_svg, plain, split, swatch
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Scatter:
 def draw_scatters(panels: Sequence[Scatter], names: Sequence[str] = ()) -> str:
     """The charts side by side with a legend, as HTML; names as in `curves.draw_panels`.
 
-    More names than there are colours are drawn in several rows of charts, each with a legend of its own and the
-    same lines.
+    Beyond the colours there are, signs are hollow; names for which these do not suffice either are drawn in several
+    rows of charts, each with a legend of its own, the same lines and the same axes.
     """
     there = [name for panel in panels for name in panel.points]
     names = names or list(dict.fromkeys(there))
     width = 3.4 if len(panels) > 2 else 4.2
     html = ""
-    for part in split(names):
+    for part in split(names, 2 * len(COLOURS)):
         style = {name: place for place, name in enumerate(part)}
         shown = [name for name in part if name in there]
         legend = "".join(f"<li>{swatch(style[name], dots=True)}{escape(name)}</li>" for name in shown)
@@ -78,6 +78,8 @@ def _draw(axes: Axes, panel: Scatter, style: Mapping[str, int], palette: Palette
     for name, pairs in panel.points.items():
         if name in style:
             axes.plot(*zip(*pairs, strict=True), linestyle="", **_sign(style[name], palette))
+    # the axes reach as far as all points do, also where this chart shows some of them
+    axes.update_datalim([pair for pairs in panel.points.values() for pair in pairs])
     if panel.level is not None:
         axes.axhline(panel.level, color=palette.soft, linewidth=0.9, linestyle=(0, (2, 2)))
     if panel.fit is not None:

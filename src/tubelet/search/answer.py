@@ -217,7 +217,8 @@ def _place(name: str, one: Any) -> str:
 def _option_words(given: Mapping[str, Any]) -> Iterator[str]:
     for name, value in given.items():
         if value is not None:
-            yield from (f"--{name}", f"{value:g}" if isinstance(value, float) else str(value))
+            # all digits of a number: at 12345.67 s another stretch begins than at 12345.7 s
+            yield from (f"--{name}", repr(float(value)) if isinstance(value, float) else str(value))
 
 
 def _aligned(rows: list[list[str]], words: int | None = None) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tubelet.embed.table import Embeddings
 from tubelet.report.found import between, clock
-from tubelet.search.query import Found, query_of_row, search
+from tubelet.search.query import Found, Query, query_of_row, search
 
 TOP, PER_PAGE = 20, 50
 
@@ -27,17 +27,41 @@ form { margin: 1rem 0; } input, button { font: inherit; }
 .hit button { display: block; width: 100%; padding: .4rem; text-align: left; cursor: pointer; color: inherit;
   background: var(--tint); border: 1px solid var(--line); border-radius: 6px; overflow-wrap: anywhere; }
 .hit button.on { border-color: var(--c1); outline: 2px solid var(--c1); }
-.hit img { display: block; width: 100%; min-height: 2rem; border-radius: 3px; }
+.hit img, .hit .missing { display: block; width: 100%; min-height: 2rem; border-radius: 3px; }
+.hit .missing { padding: .4rem; background: #a0a0a0; color: #000000; }
 .hit small { color: var(--soft); }
 a { color: var(--c1); }
 """
 
 # A hit is opened by a click, or by #play-NUMBER in the address, so that a link can lead to one.
+# A player or a picture that fails says not why: the server does, where its address is asked for once more.
 SCRIPT = """
 "use strict";
 const player = document.getElementById("player"), told = document.getElementById("told");
 let until = Infinity, name = "";
 const say = (words) => { told.textContent = words; };
+async function reason(address) {
+  try {
+    const answer = await fetch(address, { headers: { Range: "bytes=0-0" } });
+    if (answer.ok) return "";
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    return page.getElementById("notice")?.textContent ?? "";
+  } catch {
+    return "The server does not answer; is tubelet browse still running?";
+  }
+}
+async function replaced(picture) {
+  const why = await reason(picture.src);
+  if (!why) return;
+  const strip = document.createElement("span");
+  strip.className = "missing";
+  strip.textContent = why;
+  picture.replaceWith(strip);
+}
+for (const picture of document.querySelectorAll(".hit img")) {
+  picture.addEventListener("error", () => replaced(picture));
+  if (picture.complete && !picture.naturalWidth) replaced(picture);  // it failed before this script was there
+}
 function open(button) {
   for (const other of document.querySelectorAll("button.on")) other.classList.remove("on");
   button.classList.add("on");
@@ -52,7 +76,10 @@ function open(button) {
     say(name + " at " + player.currentTime.toFixed(1) + " s");
     player.play().catch(() => say(name + " at " + player.currentTime.toFixed(1) + " s; press play"));
   };
-  player.onerror = () => say("this browser cannot play " + name);
+  player.onerror = async () => {
+    const why = await reason(button.dataset.source);
+    if (button.classList.contains("on")) say(why || "this browser cannot play " + button.dataset.name);
+  };
   player.src = button.dataset.source;
 }
 player.ontimeupdate = () => {
@@ -91,9 +118,14 @@ class Browser:
         number = {name: place for place, name in enumerate(self.files)}
         self._file_of = np.array([number[str(name)] for name in table.file], np.int64)
 
-    def index(self, wanted: str = "", page: int = 0) -> str:
-        """The search to begin with, and the files whose names hold ``wanted``, `PER_PAGE` at a time."""
+    def index(self, wanted: str = "", page: int = 0) -> str | None:
+        """The search to begin with, and the files whose names hold ``wanted``, `PER_PAGE` at a time.
+
+        None beyond the last page.
+        """
         named = [(n, file) for n, file in enumerate(self.files) if wanted.lower() in file.lower()]
+        if page and page * PER_PAGE >= len(named):
+            return None
         shown = named[page * PER_PAGE : (page + 1) * PER_PAGE]
         rows = "".join(self._file(number, file) for number, file in shown)
         turn = [(step, word) for step, word in ((page - 1, "earlier"), (page + 1, "more")) if step >= 0]
@@ -105,8 +137,9 @@ class Browser:
         begin = ""
         if self.asked is not None and not wanted and not page:
             query = self.asked.query
-            begin = f"<h2>Like {escape(query.file)}, {between(query.start, query.end)}</h2>" + self._hits(
-                self.asked
+            begin = (
+                f"<h2>Like {escape(query.file)}, {between(query.start, query.end)}</h2>"
+                f"{_list([self._query(query)])}{self._hits(self.asked)}"
             )
         return self._page(
             f"{begin}<h2>Files</h2>"
@@ -118,21 +151,19 @@ class Browser:
         )
 
     def file(self, number: int, page: int = 0) -> str | None:
-        """A file's windows, `PER_PAGE` at a time; None if there is no such file."""
-        if not 0 <= number < len(self.files):
-            return None
+        """A file's windows, `PER_PAGE` at a time; None if there is no such file, and beyond its last page."""
         rows = np.flatnonzero(self._file_of == number)
+        if page * PER_PAGE >= len(rows):
+            return None
         shown = rows[page * PER_PAGE : (page + 1) * PER_PAGE].tolist()
         hits = [
             self._hit(row, float(self.table.start[row]), float(self.table.end[row]), "", place)
             for place, row in enumerate(shown, 1)
         ]
-        more = (
-            f'<p><a href="/file?number={number}&amp;page={page + 1}">later windows</a></p>'
-            if len(rows) > (page + 1) * PER_PAGE
-            else ""
-        )
-        return self._page(f"<h2>{escape(self.files[number])}</h2>{_list(hits)}{more}")
+        turn = [(page - 1, "earlier windows")] if page else []
+        turn += [(page + 1, "later windows")] if len(rows) > (page + 1) * PER_PAGE else []
+        links = " ".join(f'<a href="/file?number={number}&amp;page={step}">{word}</a>' for step, word in turn)
+        return self._page(f"<h2>{escape(self.files[number])}</h2>{_list(hits)}<p>{links}</p>")
 
     def alike(self, row: int, top: int = TOP) -> str | None:
         """What is nearest to a window; None if there is no such row. Raises UserError as `query.search` does."""
@@ -147,7 +178,7 @@ class Browser:
 
     def notice(self, words: str) -> str:
         """A page that says one sentence."""
-        return self._page(f"<p>{escape(words)}</p>")
+        return self._page(f'<p id="notice">{escape(words)}</p>')
 
     def _hits(self, found: Found) -> str:
         return _list(
@@ -155,8 +186,18 @@ class Browser:
             for rank, hit in enumerate(found.hits, 1)
         )
 
-    def _hit(self, row: int, start: float, end: float, note: str, place: int) -> str:
-        """A button that plays, with the frames of its best window, and a link to what is like it."""
+    def _query(self, query: Query) -> str:
+        """What was asked, as a strip; it can be played where it is of the table, whose files alone are served."""
+        if len(query.rows):
+            return self._hit(int(query.rows[0]), query.start, query.end, "the query", 0, "query")
+        name = escape(Path(query.file).name)
+        return (
+            f'<li class="hit"><img src="/strip/query" alt="frames of {name}">'
+            f"{name} {between(query.start, query.end)} <small>the query</small></li>"
+        )
+
+    def _hit(self, row: int, start: float, end: float, note: str, place: int, strip: str = "") -> str:
+        """A button that plays, with the frames of its best window (or ``strip``), and a link to what is like it."""
         name = Path(str(self.table.file[row])).name
         label = self.table.label[row]
         about = " · ".join(part for part in (note, label or "") if part)
@@ -169,7 +210,7 @@ class Browser:
         attributes = " ".join(f'data-{key}="{escape(value)}"' for key, value in data.items())
         return (
             f'<li class="hit"><button id="hit-{place}" {attributes}>'
-            f'<img loading="lazy" src="/strip/{row}" alt="frames of {escape(name)}">'
+            f'<img loading="lazy" src="/strip/{strip or row}" alt="frames of {escape(name)}">'
             f"{escape(name)} {between(start, end)} <small>{escape(about)}</small></button>"
             f'<a href="/alike?row={row}">find alike</a></li>'
         )

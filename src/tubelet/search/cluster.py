@@ -11,7 +11,7 @@ from sklearn.metrics import silhouette_score
 
 from tubelet.embed.table import Embeddings
 from tubelet.errors import UserError
-from tubelet.search.index import chunks, refuse_wide, unit
+from tubelet.search.index import DIGITS, chunks, refuse_wide, unit
 
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20)  # how many groups are tried
 SAMPLE = 5000  # windows that groups are learned from, and among which neighbours are sought
@@ -27,10 +27,10 @@ class Clusters:
     """Every window's group, and how odd it is.
 
     cluster: int64 [N], 1 is the largest group; 0 for vectors of length 0, which have no direction. distance: float64
-    [N], 1 - cosine to the group's centre. oddness: float64 [N], mean of 1 - cosine to the nearest others; NaN, as is
-    distance, where cluster is 0, and for a window that overlaps all others. odd: bool [N]. silhouettes: number of
-    groups -> its mean silhouette (NaN if undefined), of those tried. sample: int64 [n], the rows that groups were
-    learned from.
+    [N], 1 - cosine to the group's centre. oddness: float64 [N], mean of 1 - cosine to the nearest others, to
+    `index.DIGITS` digits, so that it is 0 for copies of each other; NaN, as is distance, where cluster is 0, and for a
+    window that overlaps all others. odd: bool [N]. silhouettes: number of groups -> its mean silhouette (NaN if
+    undefined), of those tried. sample: int64 [n], the rows that groups were learned from.
     """
 
     cluster: np.ndarray
@@ -121,7 +121,7 @@ def _oddness(
     drawn: np.ndarray,
     sample: np.ndarray,
 ) -> np.ndarray:
-    """float64 [n]; NaN for a window that overlaps all others."""
+    """float64 [n], rounded; NaN for a window that overlaps all others."""
     shared = np.minimum.outer(table.end[rows], table.end[drawn])
     shared -= np.maximum.outer(table.start[rows], table.start[drawn])
     same = (files[rows][:, None] == files[drawn]) & (shared > 0)
@@ -133,7 +133,7 @@ def _oddness(
     known = np.isfinite(near).any(axis=1)
     found = np.full(len(rows), np.nan)
     found[known] = np.nanmean(near[known], axis=1)
-    return found
+    return found.round(DIGITS)
 
 
 def _by_size(cluster: np.ndarray) -> np.ndarray:

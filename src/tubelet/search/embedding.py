@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.embed.embed import embed_video
-from tubelet.embed.table import Embeddings
+from tubelet.embed.table import ABOUT, Embeddings
 from tubelet.errors import UserError
 from tubelet.evaluate.head import head_digest
 from tubelet.evaluate.source import Views
@@ -29,10 +29,11 @@ def embed_query(
 
     By the table's encoder, layer, pool, clips, windows and views. encoder: that encoder, or where it is now.
     head: of a table pooled by one, the same file.
-    Raises UserError if the encoder or the head is gone or is not the one that made the table, and as
-    `embed.embed_video` does.
+    Raises UserError if the table does not say how it was made, if the encoder or the head is gone or is not the one
+    that made the table, and as `embed.embed_video` does.
     """
     about = table.about
+    _check_told(table)
     if not isinstance(encoder, Encoder):
         named = about["encoder"]
         spec, how = encoder or named.get("spec"), ("which", "heads", "allow_partial")
@@ -78,6 +79,24 @@ def embed_query(
         device=resolve_device(device),
     )
     return vectors.reshape(len(vectors), -1), times
+
+
+def _check_told(table: Embeddings) -> None:
+    """Raises UserError for a table that leaves out how its windows were made, as `save_embeddings` allows."""
+    about = table.about
+    missing = [name for name in ("clip", "pool", "views") if about.get(name) is None]
+    if (clip := about.get("clip")) is not None:
+        missing += [f"clip.{name}" for name in ("frames", "crop_size") if name not in clip]
+        missing += ["clip.fps"] if clip.get("fps") is None and "frame_step" not in clip else []
+    spans = ("window", "stride")
+    missing += [f"{what}_s" for what in spans if not {f"{what}_s", f"{what}_frames"} & about.keys()]
+    if about.get("pool") == "attentive" and "head" not in about.get("recipe", {}):
+        missing.append("recipe.head")
+    if missing:
+        raise UserError(
+            f"{table.folder / ABOUT} does not say {', '.join(missing)}: nothing can be embedded as its windows were; "
+            "ask for windows that are in the table, or write a table that says it"
+        )
 
 
 def _check_head(table: Embeddings, head: Path | str | None) -> None:

@@ -26,6 +26,7 @@ Picture = Literal["pca", "tsne"]
 
 COLUMNS = ("file", "start", "end", "row", "label", "cluster", "distance", "oddness", "odd")
 EXAMPLES, ODDEST = 3, 8
+_FRAMES = 4  # of an example: groups stand in two columns, and more would be too small to see
 _DRAWN = 2000  # windows in the map
 _NAMED = 13  # groups with a sign of their own in it
 
@@ -145,6 +146,7 @@ def _page(table: Embeddings, found: Clusters, panel: Scatter) -> Page:
         [_examples(table, found, group) for group in range(1, found.groups + 1)],
         "Windows nearest to each group's centre.",
         "Of as many files as there are.",
+        _FRAMES,
     )
     page.heading("Odd windows")
     known = np.flatnonzero(np.isfinite(found.oddness))

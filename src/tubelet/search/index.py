@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ EXACT_UP_TO = 1_000_000  # windows; beyond that an index is worth its memory and
 INDEX, ABOUT = "search.faiss", "search.json"
 MOST_BYTES = 2**32  # of vectors as float64 that are held at once, where they have to be
 _CHUNK = 2**22  # numbers held at once: 32 MiB as float64
-_DIGITS = 12  # what differs behind these is rounding: copies tie, and the size of the chunks changes nothing
+DIGITS = 12  # what differs behind these is rounding: copies tie, and the size of the chunks changes nothing
 _PER_CELL = 64  # windows that each cell of the index is learned from
 _ROUNDS = 10  # of k-means; cells need not be the best there are
 _PROBED = 16  # one in so many cells is looked into
@@ -57,7 +58,7 @@ def nearest(
 def nearest_exact(
     table: Embeddings, queries: np.ndarray, k: int, leave_out: np.ndarray | None = None
 ) -> Nearest:
-    """As `nearest`, comparing every window in float64; holds some 100 MiB beside the memory map, however many.
+    """As `nearest`, comparing every window in float64; holds some 100 MiB beside memory map and query, however many.
 
     Windows of length 0 have no direction and are never found.
     Raises UserError for an empty table, a query of another width, without a direction or not finite, and for vectors
@@ -65,7 +66,7 @@ def nearest_exact(
     """
     directions = directions_of(table, queries)
     rows, best = np.zeros(0, np.int64), np.zeros(0)
-    for first, block in chunks(table):
+    for first, block in chunks(table, len(directions)):
         cosine = _cosine(block, directions)
         if leave_out is not None:
             cosine[leave_out[first : first + len(block)]] = -np.inf
@@ -87,17 +88,24 @@ def nearest_indexed(
     index = _open(table)
     hidden = 0 if leave_out is None else int(leave_out.sum())
     wanted = min(len(table.file), _WIDER * k + hidden)
-    _, found = index.search(directions.astype(np.float32), wanted)
-    rows = np.unique(found[found >= 0])
+    chosen = np.zeros(len(table.file), bool)
+    for some in _parts(directions.astype(np.float32), wanted):
+        found = index.search(some, wanted)[1]
+        chosen[found[found >= 0]] = True
     if leave_out is not None:
-        rows = rows[~leave_out[rows]]
-    cosine = _cosine(_finite(np.asarray(table.vectors[rows], np.float64), table, rows), directions)
-    return Nearest(*_first(k, rows, cosine), False)
+        chosen &= ~leave_out
+    rows, best = np.zeros(0, np.int64), np.zeros(0)
+    for some in _parts(np.flatnonzero(chosen), max(directions.shape)):
+        block = _finite(np.asarray(table.vectors[some], np.float64), table, some)
+        cosine = _cosine(block, directions)
+        rows, best = _first(k, np.concatenate([rows, some]), np.concatenate([best, cosine]))
+    return Nearest(rows, best, False)
 
 
-def chunks(table: Embeddings) -> Iterator[tuple[int, np.ndarray]]:
+def chunks(table: Embeddings, beside: int = 0) -> Iterator[tuple[int, np.ndarray]]:
     """All vectors, some at a time: the first row's number, and float64 [n, width].
 
+    beside: how many numbers are made of each vector; where these are more than its own, there are fewer at a time.
     Raises UserError for an empty table, and naming the first window whose vector is not finite.
     """
     count, width = table.vectors.shape
@@ -105,7 +113,7 @@ def chunks(table: Embeddings) -> Iterator[tuple[int, np.ndarray]]:
         raise UserError(
             f"{table.folder} holds no windows: there is nothing to look through; embed some videos"
         )
-    size = max(1, _CHUNK // width)
+    size = max(1, _CHUNK // max(width, beside))
     for first in range(0, count, size):
         block = np.asarray(table.vectors[first : first + size], np.float64)
         yield first, _finite(block, table, np.arange(first, first + len(block)))
@@ -148,6 +156,12 @@ def has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
+def _parts(rows: np.ndarray, numbers: int) -> list[np.ndarray]:
+    """The rows, so many at a time that ``numbers`` for each are no more than are held at once."""
+    size = max(1, _CHUNK // numbers)
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
 def _finite(block: np.ndarray, table: Embeddings, rows: np.ndarray) -> np.ndarray:
     fine = np.isfinite(block).all(axis=1)
     if not fine.all():
@@ -164,7 +178,7 @@ def _cosine(block: np.ndarray, directions: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(block, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = (block @ directions.T).max(axis=1) / length
-    return np.where(length > 0, np.round(cosine, _DIGITS), -np.inf)
+    return np.where(length > 0, np.round(cosine, DIGITS), -np.inf)
 
 
 def _first(k: int, rows: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +211,7 @@ def _stamp(table: Embeddings) -> dict[str, Any]:
 def _open(table: Embeddings) -> Any:
     faiss = _faiss()
     file, about = table.folder / INDEX, table.folder / ABOUT
-    if not (file.is_file() and about.is_file() and about.read_text(encoding="utf-8") == _told(table)):
+    if not (file.is_file() and _stamped(about) == _stamp(table)):
         _build(table, faiss)
     try:
         # mapped, not loaded: only the cells that are looked into are read
@@ -208,8 +222,12 @@ def _open(table: Embeddings) -> Any:
     return index
 
 
-def _told(table: Embeddings) -> str:
-    return json.dumps(_stamp(table), indent=2, ensure_ascii=False) + "\n"
+def _stamped(about: Path) -> Any:
+    """What an index says that it is of; None where nothing can be read, as after damage: then it is built again."""
+    try:
+        return json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _build(table: Embeddings, faiss: Any) -> None:

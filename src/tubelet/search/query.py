@@ -96,10 +96,11 @@ def query_of_file(
 ) -> Query:
     """A file, or a stretch of it, as a query.
 
-    Of a file in the table no encoder is needed for: the whole of it (all its windows ask), ``start`` alone (the
-    window that begins nearest to it), and a stretch that is one of its windows. All else is embedded by the table's
-    encoder, layer, pool and geometry (head, encoder: see `embedding.embed_query`). Raises UserError if the stretch is
-    none, the file is neither in the table nor on disk, or the encoder is gone or another one now.
+    Of a file in the table no encoder is needed for: all that the table has of it (all its windows ask), ``start`` alone
+    (of its windows that hold this second the one that begins nearest to it), and a stretch that is one of its windows.
+    All else is embedded by the table's encoder, layer, pool and geometry (head, encoder: see `embedding.embed_query`).
+    Raises UserError if the stretch is none, no window holds ``start`` alone, the file is neither in the table nor on
+    disk, or the encoder is gone or another one now.
     """
     if (start is not None and not start >= 0) or (end is not None and not end > (start or 0.0)):
         raise UserError(
@@ -112,12 +113,8 @@ def query_of_file(
             raise UserError(
                 f"{name} is a folder of images without times; ask for all of it, without start and end"
             )
-        if start is not None and start >= table.end[rows].max():
-            raise UserError(
-                f"{name} ends at {table.end[rows].max():g} s in {table.folder}; start={start:g} is beyond"
-            )
         if end is None:
-            rows = rows if start is None else rows[[np.argmin(abs(table.start[rows] - start))]]
+            rows = rows if start is None else _holding(table, name, rows, start)
         else:
             near = np.maximum(abs(table.start[rows] - (start or 0.0)), abs(table.end[rows] - end))
             rows = rows[near <= SAME][:1]
@@ -130,7 +127,8 @@ def query_of_file(
         if here.any():
             raise UserError(
                 f"{name} is in {table.folder} but not at its place any more, and this stretch is none of its windows; "
-                "ask for one of them (--start alone takes the nearest), for all of it, or name the file where it is now"
+                "ask for one of them (--start alone takes the one that holds it), for all of it, or name the file "
+                "where it is now"
             )
         raise UserError(f"{file} is neither in {table.folder} nor on disk{known}")
     vectors, times = embed_query(table, path, start, end, device, encoder, head)
@@ -161,6 +159,22 @@ def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
         writer = csv.DictWriter(out, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _holding(table: Embeddings, name: str, rows: np.ndarray, start: float) -> np.ndarray:
+    """[1]: of a file's ``rows`` that hold the second ``start`` the one that begins nearest to it.
+
+    Raises UserError if none does: to embed a stretch instead would mean to guess how long it shall be.
+    """
+    begins, ends = table.start[rows], table.end[rows]
+    holds = rows[(begins - SAME <= start) & (start < ends)]
+    if not len(holds):
+        near = np.argmin(np.maximum(begins - start, start - ends))
+        raise UserError(
+            f"no window of {name} in {table.folder} holds second {start:.12g}; the nearest is {begins[near]:.12g} to "
+            f"{ends[near]:.12g} s: ask for it (--start {begins[near]:.12g}), or say the end of the stretch too (--end)"
+        )
+    return holds[[np.argmin(abs(table.start[holds] - start))]]
 
 
 def _timed(record: dict[str, Any]) -> dict[str, Any]:

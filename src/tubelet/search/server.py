@@ -26,7 +26,7 @@ from tubelet.search.query import path_of, query_of_file, search
 HOST = "127.0.0.1"
 POLICY = (
     "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'self'; script-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _PIECE = 2**18  # bytes read and sent at once
 _STRIPS = 512  # pictures kept
@@ -56,13 +56,16 @@ class Server(ThreadingHTTPServer):
         """Where it is."""
         return f"http://{HOST}:{self.server_port}/"
 
-    def _strip(self, row: int) -> bytes:
-        """A PNG of a window's frames. Raises DecodeError or OSError, which are not kept."""
-        table = self.browser.table
+    def _strip(self, row: int | None) -> bytes:
+        """A PNG of a window's frames, or (None) of the query's. Raises DecodeError or OSError, which are not kept."""
+        table, asked = self.browser.table, self.browser.asked
+        if row is not None:
+            file, start, end = str(table.file[row]), float(table.start[row]), float(table.end[row])
+        else:
+            assert asked is not None
+            file, start, end = asked.query.file, asked.query.start, asked.query.end
         with self._decoding:
-            clip = frames_between(
-                path_of(str(table.file[row])), float(table.start[row]), float(table.end[row]), 5
-            )
+            clip = frames_between(path_of(file), start, end, 5)
         file = io.BytesIO()
         imsave(file, strip_picture(clip), format="png")
         return file.getvalue()
@@ -108,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._send(style().encode(), "text/css; charset=utf-8")
                 case ["browse.js"]:
                     return self._send(SCRIPT.encode(), "text/javascript; charset=utf-8")
+                case ["strip", "query"] if browser.asked is not None:
+                    return self._send(self.server.strip(None), "image/png")
                 case ["strip", row] if 0 <= _number(row) < len(browser.table):
                     return self._send(self.server.strip(_number(row)), "image/png")
                 case ["video", number] if 0 <= _number(number) < len(browser.files):
