@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -16,8 +17,10 @@ import psutil
 import pytest
 
 from tests.video import number_in, numbers_in, picture, write_images, write_video
+from tubelet.data.container import opened, status
 from tubelet.data.decode import DecodeError, index, read
 from tubelet.data.index import _identity, _memory
+from tubelet.data.stamp import stamp
 from tubelet.data.verdict import inspect
 
 X264 = {"preset": "ultrafast", "tune": "zerolatency"}
@@ -293,6 +296,38 @@ def test_files_that_are_no_video(tmp_path: Path, content: bytes, reason: str) ->
     assert inspect(path).status == "unreadable"
     with pytest.raises(DecodeError, match="not found"):
         read(tmp_path / "nowhere.mp4", [0])
+
+
+def test_what_the_system_has_against_a_file_is_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", 4)
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    for odd, number in (
+        (path / "b.mp4", errno.ENOTDIR),
+        (tmp_path / "loop.mp4", errno.ELOOP),
+        (tmp_path / ("n" * 300), errno.ENAMETOOLONG),
+    ):
+        for act in (stamp, status, index, lambda path: opened(path).__enter__()):
+            with pytest.raises(DecodeError) as caught:
+                act(odd)
+            assert caught.value.reason == os.strerror(number) and caught.value.path == odd
+    with pytest.raises(DecodeError, match="null byte"):
+        stamp(tmp_path / "nul\0.mp4")
+    images = write_images(tmp_path / "images", 4)
+    assert stamp(images).files == 4
+
+    def closed(*given: object) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DecodeError, match="images: Permission denied"):
+        stamp(images)
+    assert inspect(images).reason == "Permission denied"
+    path.write_text("a note")
+    monkeypatch.setattr(Path, "read_bytes", closed)  # root may read any file
+    with pytest.raises(DecodeError, match=r"cannot be opened as video \(Invalid data"):
+        read(path, [0])
 
 
 def test_names_mean_nothing_special(tmp_path: Path) -> None:

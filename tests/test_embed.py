@@ -25,6 +25,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from toy import quiet, start
@@ -37,7 +38,7 @@ from tubelet.data.container import DecodeError
 from tubelet.data.manifest import Manifest, Video
 from tubelet.embed import embed as under_test
 from tubelet.embed import table as tables
-from tubelet.embed.embed import embed, embed_video
+from tubelet.embed.embed import embed, embed_video, sentence
 from tubelet.embed.stream import Ahead, Cutting
 from tubelet.embed.table import Embeddings, read_embeddings, save_embeddings
 from tubelet.embed.vectors import Vectors
@@ -315,13 +316,15 @@ def test_failed_files_end_in_a_table(videos, folder, tmp_path):
     ]
     found = go(clips, tmp_path / "out")
     told = list(csv.reader((tmp_path / "out" / "failures.csv").open()))
-    assert told[0] == ["file", "reason"] and [row[0] for row in told[1:]] == [str(v.path) for v in clips[1:4]]
+    assert told[0] == ["file", "reason", "windows"]
+    assert [(row[0], row[2]) for row in told[1:]] == [(str(v.path), "0") for v in clips[1:4]]
     assert (
         "cannot be opened" in told[1][1]
         and told[2][1] == "file not found"
         and "no frame between" in told[3][1]
     )
-    assert found.about["failed"] == 3 and found.about["files"] == 5
+    assert (found.about["failed"], found.about["in_part"], found.about["files"]) == (3, 0, 5)
+    assert sentence(found).endswith(f"; 3 videos failed: {tmp_path / 'out' / 'failures.csv'}")
     assert sorted(set(found.file)) == [str(videos[0].path), str(videos[2].path)]
     good = go([videos[0], videos[2]], tmp_path / "good")
     np.testing.assert_allclose(found.vectors, good.vectors, atol=1e-5)
@@ -337,10 +340,14 @@ def test_a_video_that_breaks_off_keeps_its_windows(videos, tmp_path, monkeypatch
             yield item[0], item[1] and not (path.name == "0.mp4" and 9 <= wanted[place] <= 11)
 
     monkeypatch.setattr(decode, "iterate", breaking)
-    found = go(videos, tmp_path / "out", stride="8")
-    told = dict(csv.reader((tmp_path / "out" / "failures.csv").open()))
-    assert told[str(videos[2].path)] == "read up to 1.6 s only: nothing decodes any more"
-    assert told[str(videos[0].path)] == "1 of 4 windows do not decode, the first at 0.32 s"
+    gone = Video(videos[0].path.with_name("missing.mp4"))
+    found = go([*videos, gone], tmp_path / "out", stride="8")
+    told = {file: rest for file, *rest in csv.reader((tmp_path / "out" / "failures.csv").open())}
+    assert told[str(videos[2].path)] == ["read up to 1.6 s only: nothing decodes any more", "5"]
+    assert told[str(videos[0].path)] == ["1 of 4 windows do not decode, the first at 0.32 s", "3"]
+    assert told[str(gone.path)] == ["file not found", "0"] and len(told) == 4
+    assert (found.about["failed"], found.about["in_part"]) == (1, 2)
+    assert "; 1 videos failed and 2 videos were read in part: " in sentence(found)
     of = [found.start[found.file == str(v.path)].round(2).tolist() for v in videos]
     assert of[0] == [0, 0.64, 0.96] and of[2] == [0, 0.32, 0.64, 0.96, 1.28]
 
@@ -350,7 +357,65 @@ def test_if_nothing_can_be_read_the_run_says_why(tmp_path, folder):
         UserError, match=r"no window of its 1 videos can be read; the first: .*file not found"
     ):
         go([Video(folder / "missing.mp4")], tmp_path / "out")
-    assert [f.name for f in (tmp_path / "out").iterdir()] == ["failures.csv"]
+    there = list(csv.reader((tmp_path / "out" / "failures.csv").open()))
+    assert there[1:] == [[str(folder / "missing.mp4"), "file not found", "0"]]
+    assert not list((tmp_path / "out" / ".part").iterdir())
+    assert (
+        len(go([Video(folder / "0.mp4")], tmp_path / "out")) == 7
+    )  # its own table of failures is in nobody's way
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {*BYTES, "embeddings.json"}
+
+
+def test_if_nothing_can_be_read_a_full_disk_leaves_no_half_table(tmp_path, folder, monkeypatch):
+    def full(path):
+        if "failures.csv" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tubelet.files.sync", full)
+    with pytest.raises(UserError, match="no room left on disk"):
+        go([Video(folder / "missing.mp4")], tmp_path / "out")
+    assert [f.name for f in (tmp_path / "out").iterdir()] == [".part"]
+
+
+def test_an_odd_path_costs_one_row(folder, tmp_path, monkeypatch):
+    """What the system has against a file, whatever it is, is that file's failure."""
+    place = tmp_path / "odd"
+    shutil.copytree(folder, place)
+    (place / "loop.mp4").symlink_to("loop.mp4")
+    write_images(place / "images", 4)
+    stat, scandir = os.stat, os.scandir
+
+    def closed(call, name):
+        def asked(path=".", *given, **knobs):
+            if str(path).endswith(name):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return call(path, *given, **knobs)
+
+        return asked
+
+    monkeypatch.setattr(os, "stat", closed(stat, "closed/1.mp4"))  # root may look into any folder
+    monkeypatch.setattr(os, "scandir", closed(scandir, "odd/images"))
+    rows = ["0.mp4", "0.mp4/1.mp4", "loop.mp4", "a" * 300 + ".mp4", "closed/1.mp4", "images", "1.mp4"]
+    listed = place / "list.csv"
+    listed.write_text("path\n" + "\n".join(rows) + "\n")
+    knobs = {"window": "8", "stride": "4", "progress": False}
+    found = embed(encoder(), listed, tmp_path / "out", **knobs)
+    _, *failed = csv.reader((found.folder / "failures.csv").open())
+    assert [file for file, _, _ in failed] == [str(place / name) for name in rows[1:-1]]
+    whys = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EACCES)
+    assert [why for _, why, _ in failed] == [os.strerror(number) for number in whys]
+    assert found.about["failed"] == 5 and len(set(found.file)) == 2
+    plain = go([Video(place / "0.mp4"), Video(place / "1.mp4")], tmp_path / "plain", batch_size=16)
+    np.testing.assert_array_equal(found.vectors, plain.vectors)
+    for name, why in (("0.mp4/1.mp4", "Not a directory"), ("closed/1.mp4", "denied"), ("images", "denied")):
+        with pytest.raises(DecodeError, match=why):
+            embed_video(encoder(), place / name)
+
+
+def test_a_name_that_no_table_can_hold_is_refused(videos, tmp_path):
+    with pytest.raises(UserError, match=r"caf\\udce9\.mp4: the name is not UTF-8.*rename the file"):
+        go([Video(Path("caf\udce9.mp4")), *videos], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_knobs_on_the_same_folder_are_refused(videos, tmp_path, monkeypatch):
@@ -379,6 +444,57 @@ def test_other_knobs_on_the_same_folder_are_refused(videos, tmp_path, monkeypatc
             go(videos[:4], place)
         with pytest.raises(UserError, match="videos"):
             go([replace(videos[0], label="new"), *videos[1:]], place)
+
+
+def test_windows_that_differ_in_the_seventh_digit_are_two(videos, tmp_path):
+    go(videos[:1], tmp_path / "out", window="0.23456s", stride=None)
+    with pytest.raises(UserError, match=r'window "0\.23456s", now "0\.2345604s"'):
+        go(videos[:1], tmp_path / "out", window="0.2345604s", stride=None)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "windows.parquet", "failures.csv", "embeddings.json"])
+def test_files_of_others_are_not_replaced(videos, tmp_path, name):
+    place = tmp_path / "mine"
+    place.mkdir()
+    if name == "embeddings.json":
+        (place / name).mkdir()  # a file of that name is read, and refused as no table
+    else:
+        (place / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"mine holds {re.escape(name)} and neither a table nor"):
+        go(videos, place)
+    assert [file.name for file in place.iterdir()] == [name]
+    assert name == "embeddings.json" or (place / name).read_text() == "mine"
+
+
+def test_a_table_that_has_lost_its_description_is_not_replaced(videos, tmp_path):
+    out = go(videos, tmp_path / "out").folder
+    (out / "embeddings.json").unlink()
+    with pytest.raises(UserError, match=r"holds vectors.npy, windows.parquet, failures.csv and neither"):
+        go(videos, out, layer=1, kept="parquet")
+
+
+def test_vectors_of_another_table_are_not_read(videos, tmp_path, monkeypatch):
+    other = go(videos, tmp_path / "other").folder
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.Draft, "finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        with pytest.raises(RuntimeError):
+            go(videos, tmp_path / "out", layer=1, kept="parquet")
+    shutil.copy(other / "vectors.npy", tmp_path / "out")
+    found = go(videos, tmp_path / "out", layer=1, kept="parquet")
+    assert not (found.folder / "vectors.npy").exists()
+    expected = np.array(go(videos, tmp_path / "right", layer=1).vectors)
+    shutil.copy(other / "vectors.npy", found.folder)
+    np.testing.assert_array_equal(read_embeddings(found.folder).vectors, expected)
+    (tmp_path / "right" / "vectors.npy").unlink()  # both were kept, so Parquet has them too
+    np.testing.assert_array_equal(read_embeddings(tmp_path / "right").vectors, expected)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nothing can be made")
+def test_a_place_where_nothing_can_be_made_is_named(videos, tmp_path):
+    with pytest.raises(UserError, match="/proc/x cannot be written: No such file or directory; choose"):
+        go(videos, Path("/proc/x"))
+    with pytest.raises(UserError, match="cannot be written: Not a directory; choose"):
+        go(videos, videos[0].path / "out")
 
 
 def test_a_finished_folder_is_left_as_it_is(videos, tmp_path, monkeypatch):
@@ -450,6 +566,62 @@ def test_a_write_that_fails_is_told_and_lets_go_of_the_folder(tmp_path):
     again = tables.Draft(tmp_path, {"a": 1}, 4, np.dtype(np.float32))
     assert again.done == [tables.Done(1, 1.0, None)] and again.rows == 1
     again.close()
+
+
+@pytest.mark.parametrize(
+    "line", [b"\0" * 40, b"3", b'{"rows": "all", "seconds": 1, "reason": null, "spent": 0}']
+)
+def test_a_journal_counts_up_to_where_it_is_damaged(videos, tmp_path, monkeypatch, line):
+    go(videos, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.Draft, "finish", lambda draft, *_: draft.commit() or {}["stop"])
+        with pytest.raises(KeyError):
+            go(videos, tmp_path / "cut")
+    journal = tmp_path / "cut" / ".part" / "journal.jsonl"
+    lines = journal.read_bytes().split(b"\n")
+    assert len(lines) == 6
+    journal.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]))
+    decoded: list[str] = []
+    windows = Cutting.windows
+    monkeypatch.setattr(Cutting, "windows", lambda c, v: decoded.append(v.path.name) or windows(c, v))
+    go(videos, tmp_path / "cut")
+    assert sorted(decoded) == ["2.mp4", "3.mp4", "4.mp4"] and same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_draft_whose_recipe_is_damaged_is_kept_and_named(videos, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.Draft, "finish", lambda draft, *_: draft.commit() or {}["stop"])
+        with pytest.raises(KeyError):
+            go(videos, tmp_path / "out")
+    part = tmp_path / "out" / ".part"
+    before = {file.name: file.stat().st_size for file in part.iterdir()}
+    for text in ("", "3"):
+        (part / "recipe.json").write_text(text)
+        with pytest.raises(UserError, match=r"recipe\.json is damaged.*remove .*\.part to begin again"):
+            go(videos, tmp_path / "out")
+    after = {file.name: file.stat().st_size for file in part.iterdir()}
+    assert after == before | {"recipe.json": 1}
+    shutil.rmtree(part)
+    assert len(go(videos, tmp_path / "out")) == 23
+
+
+@pytest.mark.parametrize("text", ["\0" * 9, "3"])
+def test_a_finished_draft_whose_description_is_damaged_is_finished_again(videos, tmp_path, monkeypatch, text):
+    go(videos, tmp_path / "whole")
+    replace_file = os.replace
+
+    def stop(a, b):
+        if Path(b) == tmp_path / "cut" / "windows.parquet":  # the vectors have taken their place
+            raise RuntimeError("killed")
+        replace_file(a, b)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(RuntimeError, match="killed"):
+            go(videos, tmp_path / "cut")
+    (tmp_path / "cut" / ".part" / "embeddings.json").write_text(text)
+    go(videos, tmp_path / "cut")
+    assert same(tmp_path / "cut", tmp_path / "whole") and not (tmp_path / "cut" / ".part").exists()
 
 
 def test_without_pyarrow_nothing_is_begun(videos, tmp_path, monkeypatch):
@@ -839,10 +1011,12 @@ def test_a_saved_table_is_read_back_as_it_was(tmp_path_factory, count, width, dt
     start, vectors = rng.random(count), rng.standard_normal((count, width)).astype(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "GROUP_ROWS", 8)
-        save_embeddings(out, TOY | {"pool": "mean"}, file, start, start + 1, label, vectors, kept, group)
+        save_embeddings(
+            out, TOY | {"pool": "mean", "kept": "both"}, file, start, start + 1, label, vectors, kept, group
+        )
     found = read_embeddings(out)
     assert found.file.tolist() == file and found.label == label and found.about["pool"] == "mean"
-    assert found.group == group
+    assert found.group == group and found.about["kept"] == kept
     np.testing.assert_array_equal(found.start, start)
     np.testing.assert_array_equal(found.end, start + 1)
     np.testing.assert_array_equal(found.vectors, vectors)
@@ -886,8 +1060,31 @@ def test_damaged_tables_are_named(tmp_path):
     assert 'it does not say "layer"' in broken(claims(layer=None))
     assert 'does not say the digest and name of its "encoder"' in broken(claims(encoder={"spec": "a"}))
     assert "embeddings.json is damaged" in broken(claims(dtype="float99"))
+    assert 'embeddings.json is damaged ("recipe" is 3)' in broken(claims(recipe=3))
+    assert '("window_s" is "4")' in broken(claims(window_s="4"))
     with pytest.raises(UserError, match="does not exist"):
         read_embeddings(tmp_path / "nowhere")
+
+    def holds(*given, save=np.save):
+        return lambda place: save((place / "vectors.npy").open("wb"), *given)
+
+    assert "() float32 instead of (9, 4) float32" in broken(holds(np.float32(1)))
+    assert "(8, 4) float32 instead of (9, 4) float32" in broken(holds(np.zeros((8, 4), "f4")))
+    assert "it is an archive of arrays" in broken(holds(np.zeros((9, 4), "f4"), save=np.savez))
+    save_embeddings(good, TOY, ["a"], np.zeros(1), np.ones(1), [None], np.zeros((1, 4), "f4"), kept="numpy")
+    assert "windows.parquet is damaged (it has no column vector)" in broken(claims(kept="parquet"))
+    assert "vectors.npy is missing" in broken(lambda place: (place / "vectors.npy").unlink())
+
+
+def test_a_finished_table_whose_recipe_is_damaged_is_named(videos, tmp_path):
+    out = go(videos, tmp_path / "out").folder
+    about = json.loads((out / "embeddings.json").read_text())
+    (out / "embeddings.json").write_text(json.dumps(about | {"recipe": 3}))
+    with pytest.raises(UserError, match=r'damaged \("recipe" is 3\)'):
+        go(videos, out)
+    (out / "embeddings.json").write_text(json.dumps(about | {"recipe": about["recipe"] | {"files": 3}}))
+    with pytest.raises(UserError, match=r"begun with other knobs .*5 files new"):
+        go(videos, out)
 
 
 def test_the_pixels_have_vectors_too(videos, tmp_path):
@@ -895,6 +1092,30 @@ def test_the_pixels_have_vectors_too(videos, tmp_path):
     enc = Encoder(model, GEOMETRY, "pixels", digest(model))
     found = go(videos, tmp_path / "out", enc, pool="space")
     assert found.about["shape"] == [2, 2, 24] and found.about["layer"] == 0
+
+
+def test_without_a_terminal_progress_is_told_in_lines(videos, tmp_path, monkeypatch, caplog, capfd):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(under_test, "TELL_EVERY", 0.0)
+    knobs = {"window": "8", "stride": "4", "batch_size": 4}
+    embed(encoder(), Manifest(tuple(videos), Path("list.csv")), tmp_path / "a", **knobs)
+    line = r"(\d)/5 files, \S+ video-seconds a second, .*\d s left"
+    counted = [re.fullmatch(line, told) for told in caplog.messages]
+    assert all(counted) and len(counted) == 23 + 5  # windows and files
+    assert [m[1] for m in counted if m][:8] == ["0"] * 7 + ["1"]
+    caplog.clear()
+    monkeypatch.setattr(under_test, "TELL_EVERY", 60.0)
+    embed(encoder(), Manifest(tuple(videos), Path("list.csv")), tmp_path / "b", **knobs)
+    assert not caplog.messages and capfd.readouterr() == ("", "")
+    monkeypatch.setattr(under_test, "TELL_EVERY", 0.0)
+    embed(encoder(), Manifest(tuple(videos), Path("list.csv")), tmp_path / "c", **knobs, progress=False)
+    assert not caplog.messages
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        under_test, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120)
+    )
+    embed(encoder(), Manifest(tuple(videos), Path("list.csv")), tmp_path / "d", **knobs)
+    assert not caplog.messages and "vectors of small" in shown.getvalue()
 
 
 def test_other_videos_are_named(videos, tmp_path):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import logging
+import math
+import site
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +25,7 @@ from torch import Tensor
 from tubelet.cli import main
 from tubelet.data.augment import CenterCrop
 from tubelet.errors import UserError
-from tubelet.export import check, meta, program, save
+from tubelet.export import check, meta, save
 from tubelet.export.card import licence_id
 from tubelet.export.hub import pull, push
 from tubelet.export.huggingface import kind_of, mlp_ratio, shipped_code
@@ -30,7 +33,6 @@ from tubelet.export.names import named_as
 from tubelet.export.save import export
 from tubelet.export.story import Story, story_of
 from tubelet.export.weights import Encoder, Geometry, digest, load_encoder, save_encoder
-from tubelet.files import writing
 from tubelet.nn.published import VIDEOMAE_HF, VJEPA1, VJEPA2, VJEPA2_HF, Family, fill, plain
 from tubelet.nn.tokens import Positions, Rotary, ScaledRotary, SinCos, TokenRotary, turn
 from tubelet.nn.vit import ViT
@@ -243,18 +245,39 @@ def test_an_exported_file_reads_back_with_its_own_licence_source_and_geometry(
     assert again.geometry.fps == 5.0
 
 
-def test_what_an_owner_changes_in_an_exported_folder_holds(tmp_path: Path, transformers: Any) -> None:
-    export(encoder(Rotary(legacy=True)), tmp_path / "out", "hf")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    (tmp_path / "out" / "config.json").write_text(
-        json.dumps(config | {"frames_per_clip": 4, "crop_size": 32})
-    )
-    (tmp_path / "out" / "README.md").write_text("---\nlicense: mit\n---\n")
-    again = load_encoder(tmp_path / "out")
-    assert again.geometry == replace(encoder().geometry, frames=4, crop_size=32)
+@pytest.mark.parametrize("resaved", [False, True])
+@pytest.mark.parametrize(
+    ("positions", "frames"),
+    [
+        (Rotary(legacy=True), "frames_per_clip"),
+        (SinCos(flat=True), "num_frames"),
+        (Rotary(), "frames_per_clip"),
+    ],
+)
+def test_what_an_owner_changes_in_an_exported_folder_holds(
+    tmp_path: Path, transformers: Any, positions: Positions, frames: str, resaved: bool
+) -> None:
+    one, out = encoder(positions), tmp_path / "out"
+    export(one, out, "hf")
+    crop = "image_size" if frames == "num_frames" else "crop_size"
+    if resaved:
+        theirs = transformers.AutoModel.from_pretrained(out, trust_remote_code=positions == Rotary())
+        theirs.save_pretrained(out := tmp_path / "again")
+    assert load_encoder(out).geometry == GEOMETRY or resaved  # the preprocessor's config is not saved again
+    assert load_encoder(out).provenance["licence"] == LICENCE
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {frames: 4, crop: 32}))
+    (out / "video_preprocessor_config.json").write_text('{"image_mean": [0, 1, 2], "image_std": [3, 4, 5]}')
+    (out / "preprocessor_config.json").unlink(missing_ok=True)
+    (out / "README.md").write_text("---\nlicense: mit\n---\n")
+    again = load_encoder(out)
+    assert again.geometry == replace(GEOMETRY, frames=4, crop_size=32, mean=(0, 1, 2), std=(3, 4, 5))
     assert again.provenance["licence"] == "mit"
-    (tmp_path / "out" / "README.md").write_text("---\nlicense: other\nlicense_name: for friends\n---\n")
-    assert load_encoder(tmp_path / "out").provenance["licence"] == "for friends"
+    (out / "README.md").write_text("---\nlicense: other\nlicense_name: for friends\n---\n")
+    assert load_encoder(out).provenance["licence"] == "for friends"
+    (out / "config.json").write_text(json.dumps(config | {frames: 0}))
+    with pytest.raises(UserError, match=rf"config\.json is not the config of .*{frames} is 0, not a whole"):
+        load_encoder(out)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +288,16 @@ def test_what_an_owner_changes_in_an_exported_folder_holds(tmp_path: Path, trans
         {"provenance": {"licence": torch.zeros(1)}},
         {"geometry": {"fps": -1.0}},
         {"geometry": {"frames": "many"}},
+        {"geometry": {"fps": "4"}},
+        {"geometry": {"fps": math.inf}},
+        {"geometry": {"frame_step": True}},
+        {"geometry": {"crop_size": 2**40}},
+        {"geometry": {"mean": [0.5, math.nan, 0.5]}},
+        {"geometry": {"std": [0.5, 0.5]}},
+        {"geometry": {"std": [0, 0, 0]}},
+        {"geometry": {"colour": 3}},
+        {"architecture": {"heads": 0}},
+        {"architecture": {"init_std": "small"}},
     ],
 )
 def test_what_a_file_says_of_itself_must_make_sense(tmp_path: Path, broken: Any) -> None:
@@ -395,6 +428,12 @@ def test_the_folders_own_code_runs_without_tubelet(tmp_path: Path, transformers:
     assert len(states) == 4 and all(torch.equal(states[k], expected[k]) for k in expected)
     code = shipped_code()
     assert set(code) == {"modeling.py", "block.py", "tokens.py", "types.py", "errors.py"}
+    # of files that others need, transformers 4.57 and 5.0 copy only what this one names
+    assert all(
+        f"from .{name.removesuffix('.py')} import " in code["modeling.py"]
+        for name in set(code) - {"modeling.py"}
+    )
+    assert "PreTrainedConfig" not in code["modeling.py"]  # transformers 4 does not know it by this name
     allowed = sys.stdlib_module_names | {"torch", "transformers"}
     for name, text in code.items():
         assert (out / name).read_text() == text
@@ -594,10 +633,22 @@ def test_an_unknown_licence_is_said_on_the_card(tmp_path: Path, transformers: An
         ("MIT if published by Meta; not known from the file", "unknown"),
         ("for-friends", "other"),
         ("mit, apache-2.0", "other"),
+        ("MIT and CC-BY-NC-4.0", "other"),
+        ("MIT and mit", "mit"),
+        ("for-friends and for-others", "other"),
+        ("mit and unknown", "unknown"),
+        ("for-friends and yours: trained from scratch", "unknown"),
     ],
 )
 def test_licences_get_the_hubs_words(licence: str, known: str) -> None:
     assert licence_id(licence) == known
+
+
+@pytest.mark.parametrize("divider", [" and ", ", "])
+@pytest.mark.parametrize("other", ["mit", "unknown", "MIT if published by Meta; not known from the file"])
+def test_the_order_of_joined_licences_does_not_matter(other: str, divider: str) -> None:
+    for one in ("CC-BY-NC-4.0", "for-friends", "yours: trained from scratch"):
+        assert licence_id(divider.join((one, other))) == licence_id(divider.join((other, one)))
 
 
 # Programs
@@ -755,11 +806,29 @@ def test_changed_weights_in_metas_layout_are_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize(("to", "module"), [("vjepa2", meta), ("pt2", program)])
+@pytest.mark.parametrize(
+    ("to", "file"),
+    [
+        ("vjepa2", meta.FILE),
+        ("pt2", "model.pt2"),
+        ("pt2", "export.json"),
+        ("onnx", "model.onnx"),
+    ],
+)
 def test_a_full_disk_ends_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, module: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, file: str
 ) -> None:
-    monkeypatch.setattr(module, "writing", lambda _: writing(Path("/dev/full")))
+    """The file lies on a disk that is full: whichever library writes it meets what it would meet there."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+        pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    write = save.WRITERS[to]
+
+    def full(one: Encoder, model: ViT, draft: Path, story: Story) -> check.Written:
+        (draft / file).symlink_to("/dev/full")
+        return write(one, model, draft, story)
+
+    monkeypatch.setitem(save.WRITERS, to, full)
     with pytest.raises(UserError, match="no room left on disk"):
         export(encoder(Rotary(legacy=True)), tmp_path / "out", to)
     assert not any(tmp_path.iterdir())
@@ -802,6 +871,17 @@ def test_a_model_that_transformers_saved_again_is_read(
     again = load_encoder(tmp_path / "again")
     assert again.digest == one.digest and again.geometry == one.geometry
     assert again.provenance["licence"] == LICENCE and again.provenance["saved_again"] == "by transformers"
+    knobs: list[dict[str, Any]] = [{"which": "teacher"}, {"heads": 2}, {"allow_partial": True}]
+    for knob in knobs:
+        with pytest.raises(UserError, match=rf"{next(iter(knob))}=.* is an encoder of ours: .*; leave"):
+            load_encoder(tmp_path / "again", **knob)
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    config["tubelet"]["architecture"]["depth"] = 0
+    (tmp_path / "again" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r'of this version \("tubelet": depth is 0, not a whole number.*export it'
+    ):
+        load_encoder(tmp_path / "again")
 
 
 def test_checking_leaves_nothing_in_transformers_cache(
@@ -845,3 +925,118 @@ def test_random_weights_have_no_base(tmp_path: Path, transformers: Any) -> None:
     export(replace(one, provenance=about), tmp_path / "out", "hf")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "base_model" not in text and "| base model | none, not trained |" in text
+
+
+@pytest.mark.parametrize(
+    ("to", "positions"),
+    [
+        ("safetensors", Rotary()),
+        ("hf", Rotary()),
+        ("hf", Rotary(legacy=True)),
+        ("hf", SinCos(flat=True)),
+        ("onnx", Rotary()),
+        ("pt2", Rotary()),
+        ("vjepa2", Rotary(legacy=True)),
+    ],
+)
+def test_no_path_of_this_machine_leaves_it(
+    tmp_path: Path, request: pytest.FixtureRequest, to: str, positions: Positions
+) -> None:
+    """Neither what the provenance has of them, which our own folder keeps, nor what libraries note of the code's."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+        pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    elif to == "hf":
+        request.getfixturevalue("transformers")
+    one, source = encoder(positions), Path(save.__file__).parents[2]
+    if to != "safetensors":
+        said = {
+            "source": f"{tmp_path}/vitl.pt",
+            "init_from": f"random:{tmp_path}/run@1",
+            "data": f"{tmp_path}/v",
+        }
+        about = {**one.provenance, **said, "taught_by": f"pixels:{tmp_path}/run"}
+        one = replace(one, name=f"random:{tmp_path}/run@3", provenance=about)
+    export(one, tmp_path / "out", to)
+    places = [
+        source,
+        source.parent,
+        tmp_path,
+        Path.home(),
+        Path(sys.prefix),
+        *map(Path, site.getsitepackages()),
+    ]
+    kept = {str(place).encode() for place in places if len(place.parts) > 2} | {
+        str(Path.home()).encode() + b"/"
+    }
+    written = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert written
+    for file in written:
+        text = file.read_bytes()
+        found = [place for place in kept if place in text]
+        if file.suffix in (".onnx", ".pt2"):
+            found += [name for name in (b"vit.py", b"tokens.py", b"block.py") if name in text]
+        assert not found, file
+    if to in ("hf", "vjepa2"):
+        again = load_encoder(tmp_path / "out")
+        assert again.name == "random:run@3" and again.provenance["init_from"] == "random:run@1"
+        assert again.provenance["source"] == "vitl.pt" and again.provenance["taught_by"] == "pixels:run"
+
+
+def test_nothing_is_printed_of_torchs_own_workings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    export(encoder(Rotary()), tmp_path / "out", "pt2")
+    said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert capfd.readouterr() == ("", "") and not said
+
+
+@pytest.mark.parametrize("to", sorted(save.WRITERS))
+@pytest.mark.parametrize(
+    ("clips", "cure"),
+    [
+        ({"crop_size": 50}, "crop_size=48 (--crop-size 48)"),
+        ({"crop_size": 3}, "crop_size=8 (--crop-size 8)"),
+        ({"frames": 7}, "frames=8 (--frames 8)"),
+        ({"frames": 0}, "frames=2 (--frames 2)"),
+        ({"frames": -4}, "frames=2 (--frames 2)"),
+    ],
+)
+def test_clips_that_do_not_divide_are_refused_with_the_nearest_that_do(
+    tmp_path: Path, to: str, clips: dict[str, int], cure: str
+) -> None:
+    one = encoder(Rotary(legacy=True))
+    ((knob, value),) = clips.items()
+    with pytest.raises(UserError) as error:
+        export(replace(one, geometry=replace(one.geometry, **clips)), tmp_path / "out", to)
+    assert str(error.value).startswith(
+        f"{knob}={value} does not divide into the tubelets of small (2 x 8 x 8"
+    )
+    assert str(error.value).endswith(f"load it with {cure}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crop_divides_along_both_sides(tmp_path: Path) -> None:
+    model = ViT(48, 1, 2, patch=(2, 4, 6)).eval()
+    one = Encoder(model, replace(GEOMETRY, crop_size=16), "oblong", digest(model))
+    with pytest.raises(UserError, match=r"crop_size=16 .* \(2 x 4 x 6 .* load it with crop_size=12"):
+        export(one, tmp_path / "out")
+    export(replace(one, geometry=replace(GEOMETRY, crop_size=12)), tmp_path / "out")
+
+
+def test_only_float32_is_exported(tmp_path: Path) -> None:
+    one = encoder()
+    half = Encoder(vit(one).bfloat16(), GEOMETRY, "half", "no matter")
+    with pytest.raises(
+        UserError, match=r"half has weights of torch\.bfloat16, and what is exported is float32"
+    ):
+        export(half, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_below_a_file_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.parent / "file").write_text("mine")
+    for out in ("file/out", "file/deeper/out"):
+        assert main(["export", str(run), "--out", str(run.parent / out)]) == 2
+        assert f"{run.parent / 'file'} is no folder; choose another place" in capsys.readouterr().err
+    assert (run.parent / "file").read_text() == "mine"

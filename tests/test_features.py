@@ -374,6 +374,17 @@ def test_unreadable_videos_are_named_and_left_out(folder, videos, tmp_path):
         assert found.pooled().shape == (2, 48)
 
 
+def test_an_odd_path_is_an_excluded_video(folder, videos, tmp_path):
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    odd = [videos[0].path / "b.mp4", tmp_path / "loop.mp4", tmp_path / ("n" * 300)]
+    for knobs in ({}, {"frame_cache": tmp_path / "frames"}):
+        found = go(encoder(), [videos[0], *map(Video, odd), videos[1]], tmp_path / str(len(knobs)), **knobs)
+        assert found.rows.tolist() == [0, 4]
+        assert [found.excluded[i].rpartition(": ")[2] for i in (1, 2, 3)] == [
+            os.strerror(number) for number in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+        ]
+
+
 def test_no_readable_video_is_an_error(folder, tmp_path):
     with pytest.raises(UserError, match=r"none of the 1 videos.*broken\.mp4"):
         go(encoder(), [Video(folder / "broken.mp4")], tmp_path)

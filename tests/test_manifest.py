@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -254,6 +256,65 @@ def test_repeats_stretches_and_missing_files(tmp_path: Path, clip: Path) -> None
     assert any("1 of 3 files do not exist" in note for note in manifest.notes)
 
 
+def refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Nobody may look at what ends in ``name``, not even root."""
+    stat = os.stat
+
+    def asked(path: str | Path, *given: Any, **knobs: Any) -> os.stat_result:
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *given, **knobs)
+
+    monkeypatch.setattr(os, "stat", asked)
+
+
+def test_an_odd_path_is_one_unreadable_row(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(clip, tmp_path, "a.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    refused(monkeypatch, "closed/b.mp4")
+    odd = {
+        "a.mp4/b.mp4": os.strerror(errno.ENOTDIR),
+        "loop.mp4": os.strerror(errno.ELOOP),
+        "n" * 300 + ".mp4": os.strerror(errno.ENAMETOOLONG),
+        "closed/b.mp4": os.strerror(errno.EACCES),
+        "nul\0.mp4": "embedded null byte",
+        "~nobody-of-this-name/b.mp4": "file not found",
+        "gone.mp4": "file not found",
+    }
+    rows = [json.dumps({"path": name, "fps": 10}) for name in ("a.mp4", *odd)]
+    (tmp_path / "list.jsonl").write_text("\n".join(rows))
+    manifest = read_manifest(tmp_path / "list.jsonl")
+    assert [v.status for v in manifest.videos] == [None, *["unreadable"] * len(odd)]
+    assert [v.reason for v in manifest.videos[1:]] == list(odd.values())
+    assert any("2 of 8 files do not exist" in note for note in manifest.notes)
+    assert any("5 of 8 files cannot be read, for instance" in note for note in manifest.notes)
+    (tmp_path / "list.jsonl").write_text("\n".join(rows[1:]))
+    with pytest.raises(UserError, match=r"none of its 7 files can be read, for instance .*b.mp4: Not a dir"):
+        read_manifest(tmp_path / "list.jsonl")
+
+
+def test_data_that_may_not_be_read_is_named(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(monkeypatch, "closed/b.mp4")
+    with pytest.raises(
+        UserError, match=r"b\.mp4 cannot be read \(Permission denied\); data must be a folder"
+    ):
+        read_manifest(tmp_path / "closed" / "b.mp4")
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        read_manifest("n" * 300)
+    (tmp_path / "list.csv").write_text("path\na.mp4\n")
+
+    def read_text(path: Path, *given: Any, **knobs: Any) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(UserError, match=r"list\.csv may not be read \(Permission denied\)"):
+        read_manifest(tmp_path / "list.csv")
+
+
 # Scans
 
 
@@ -306,6 +367,20 @@ def test_second_scan_reads_only_what_changed(
     assert sorted(read[3:]) == ["b.mp4", "d.mp4"]
     scan(folder, out, workers=1, rescan=True, progress=False)
     assert len(read) == 8
+
+
+def test_an_odd_path_costs_a_scan_one_row(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(clip, tmp_path, "a.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    refused(monkeypatch, "closed/b.mp4")
+    odd = ["a.mp4/b.mp4", "loop.mp4", "n" * 300 + ".mp4", "closed/b.mp4", "gone.mp4"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", "a.mp4", *odd]))
+    found = scan(tmp_path / "list.csv", tmp_path / "m.csv", workers=1, progress=False)
+    whys = [os.strerror(n) for n in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)]
+    assert [v.status for v in found.videos] == ["ok", *["unreadable"] * 5]
+    assert [v.reason for v in found.videos] == [None, *whys, "file not found"]
 
 
 def test_crash_and_hang_cost_one_file_each(

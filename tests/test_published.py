@@ -195,6 +195,27 @@ def test_a_videomae_folder_equals_videomae_model(tmp_path: Path, masked: bool, o
     assert encoder.geometry == Geometry(frames=4, crop_size=32)
 
 
+@pytest.mark.parametrize(("frames", "side"), [(4, 48), (6, 32), (10, 24)])
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_a_videomae_folder_equals_videomae_model_at_other_sizes(
+    tmp_path: Path, frames: int, side: int, masked: bool
+) -> None:
+    """transformers counts tokens by the configured frames and crop: others are another config, of the same weights."""
+    theirs = videomae()
+    theirs.save_pretrained(tmp_path)
+    other = videomae(num_frames=frames, image_size=side)
+    other.load_state_dict(theirs.state_dict())
+    tokens = frames // 2 * (side // 8) ** 2
+    clip, keep, hidden = torch.randn(2, 3, frames, side, side), None, None
+    if masked:
+        keep = torch.stack([torch.randperm(tokens)[:7] for _ in range(2)]).sort(1).values
+        hidden = torch.ones(2, tokens, dtype=torch.bool).scatter(1, keep, False)
+    ours = load_encoder(tmp_path).model
+    assert isinstance(ours, ViT)
+    same(ours(clip, keep), other(clip.transpose(1, 2), bool_masked_pos=hidden).last_hidden_state)
+
+
 @torch.no_grad()
 def test_videomae_for_pretraining_and_classification_are_read_for_their_encoder(tmp_path: Path) -> None:
     clip = torch.randn(1, 3, 4, 32, 32)
@@ -340,16 +361,24 @@ def test_files_are_mapped_and_never_run(
 
 
 def plain_forward(
-    state: dict[str, Tensor], clip: Tensor, heads: int, table: Tensor | None, places: Tensor | None
+    state: dict[str, Tensor],
+    clip: Tensor,
+    heads: int,
+    table: Tensor | None,
+    places: Tensor | None,
+    keep: Tensor | None = None,
 ) -> list[Tensor]:
     """A slow encoder on Meta's names, for one clip: tokens [N, D] after each block.
 
-    table: added. places [N, 3]: of tokens, for (true) rotary positions, written with complex numbers.
+    table: added. places [N, 3]: of tokens, for (true) rotary positions, written with complex numbers. keep [K]: of the
+    tokens with their positions, those that go on to the blocks; the others are never seen.
     """
     kernel = state["patch_embed.proj.weight"]
     tokens = F.conv3d(clip, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[2:])[0].flatten(1).T
     tokens = tokens + state.get("video_mod_embed", torch.zeros(1))[0]
     tokens = tokens if table is None else tokens + table
+    if keep is not None:
+        tokens, places = tokens[keep], None if places is None else places[keep]
     dim = tokens.shape[1]
     wide = dim // heads
     layers = []
@@ -429,8 +458,9 @@ def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"module.backbone.{name}": tensor for name, tensor in state.items()}
 
 
+@pytest.mark.parametrize("keep", [None, torch.tensor([0, 7, 26, 31, 48, 74])])
 @torch.no_grad()
-def test_a_vjepa1_file_equals_a_slow_encoder(tmp_path: Path) -> None:
+def test_a_vjepa1_file_equals_a_slow_encoder(tmp_path: Path, keep: Tensor | None) -> None:
     """64 channels: 22 for each axis, cut; the stored table tells frames and crop."""
     state = random_state()
     table = sincos_table(3, 5, 5, 64)
@@ -444,8 +474,10 @@ def test_a_vjepa1_file_equals_a_slow_encoder(tmp_path: Path) -> None:
     )
     assert encoder.model.positions == SinCos()  # pyright: ignore[reportAttributeAccessIssue]
     clip = torch.randn(1, 3, 6, 40, 40)
-    last = plain_forward(state, clip, 4, table, None)[-1]
-    same(encoder.model(clip)[0], F.layer_norm(last, (64,), state["norm.weight"], state["norm.bias"], 1e-6))
+    last = plain_forward(state, clip, 4, table, None, keep)[-1]
+    assert isinstance(encoder.model, ViT)
+    found = encoder.model(clip, None if keep is None else keep.unsqueeze(0))[0]
+    same(found, F.layer_norm(last, (64,), state["norm.weight"], state["norm.bias"], 1e-6))
 
 
 def test_a_table_of_other_positions_is_refused(tmp_path: Path) -> None:
@@ -487,21 +519,23 @@ def vjepa21_state() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("side", [2, 5, 16])
+@pytest.mark.parametrize("keep", [None, torch.tensor([1, 2, 5, 7])])
 @torch.no_grad()
-def test_a_vjepa21_file_equals_a_slow_encoder(tmp_path: Path, side: int) -> None:
+def test_a_vjepa21_file_equals_a_slow_encoder(tmp_path: Path, side: int, keep: Tensor | None) -> None:
     """Rows and columns stretched to 0..15, the video's own constant added, the last of four norms."""
     state = vjepa21_state()
     encoder = load_encoder(jepa_file(tmp_path / "a.pt", wrapped(state), main="ema_encoder"), heads=4)
     assert encoder.provenance["kind"] == "V-JEPA 2.1" and encoder.provenance["which"] == "ema_encoder"
     clip = torch.randn(1, 3, 4, 8 * side, 16)
     where = places(2, side, 2) * torch.tensor([1.0, 15 / (side - 1), 15.0])
-    layers = plain_forward(state, clip, 4, None, where)
-    assert isinstance(encoder.model, ViT)
-    same(encoder.model.layers(clip, [1])[1][0], layers[0])
+    layers, ours = plain_forward(state, clip, 4, None, where, keep), encoder.model
+    assert isinstance(ours, ViT)
+    kept = None if keep is None else keep.unsqueeze(0)
+    same(ours.layers(clip, [1], kept)[1][0], layers[0])
     expected = F.layer_norm(
         layers[-1], (64,), state["norms_block.3.weight"], state["norms_block.3.bias"], 1e-6
     )
-    same(encoder.model(clip)[0], expected)
+    same(ours(clip, kept)[0], expected)
 
 
 def test_with_16_rows_and_columns_scaled_rotary_equals_rotary() -> None:
@@ -588,9 +622,14 @@ def test_videomae_files_equal_videomae_model(tmp_path: Path) -> None:
     )
     torch.save({"module": tuned}, tmp_path / "tuned.pth", _use_new_zipfile_serialization=False)
     clip = torch.randn(2, 3, 4, 32, 32)
+    keep = torch.stack([torch.randperm(32)[:7] for _ in range(2)]).sort(1).values
+    hidden = torch.ones(2, 32, dtype=torch.bool).scatter(1, keep, False)
     for name in ("pretrained.pth", "tuned.pth"):
         encoder = load_encoder(tmp_path / name, heads=3)
         same(encoder.model(clip), theirs(clip.transpose(1, 2)).last_hidden_state)
+        assert isinstance(encoder.model, ViT)
+        masked = theirs(clip.transpose(1, 2), bool_masked_pos=hidden).last_hidden_state
+        same(encoder.model(clip, keep), masked)
         assert encoder.geometry == Geometry(frames=16, frame_step=4, crop_size=224)
         assert encoder.provenance["kind"] == "VideoMAE" and encoder.provenance["licence"] == (
             "CC-BY-NC-4.0 if published by VideoMAE's authors; not known from the file"
@@ -627,7 +666,8 @@ def test_a_look_inside_takes_heads_and_partial_weights_through(tmp_path: Path) -
     file = jepa_file(tmp_path / "odd.pt", state)
     with pytest.raises(UserError, match=r"heads=NUMBER$"):
         read_subjects([str(file)])
-    (subject,) = read_subjects([str(file)], heads=4)
+    subject, other = read_subjects([str(file), "random:48x2x2"], heads=4)
+    assert isinstance(other.encoder.model, ViT) and other.encoder.model.heads == 2
     assert subject.encoder.digest == load_encoder(file, heads=4).digest
     del state["module.backbone.norm.weight"]
     file = jepa_file(tmp_path / "short.pt", state)
@@ -742,17 +782,30 @@ def test_image_models_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"hidden_size": 64}, "instead of"),
-        ({"num_hidden_layers": 2}, r"16 \(layer\.2.* unexpected"),
-        ({"num_hidden_layers": 4}, r"16 \(layer\.3.* missing"),
-        ({"patch_size": 16}, "instead of"),
-        ({"tubelet_size": 1}, "instead of"),
+        ({"hidden_size": 64}, r"hidden_size 64 instead of 48, hidden_size \* mlp_ratio 256 instead of 192"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers 2 instead of 3"),
+        ({"num_hidden_layers": 4}, "num_hidden_layers 4 instead of 3"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 instead of 3"),  # and nothing is built
+        ({"mlp_ratio": 1e308}, "mlp_ratio 2147483647 instead of 192"),
+        ({"in_chans": 1}, "in_chans 1 instead of 3"),
+        ({"patch_size": 16}, r"patch_size \(16, 16\) instead of \(8, 8\)"),
+        ({"patch_size": [8, 8, 8]}, r"patch_size is \[8, 8, 8\], not a list of 2 numbers"),
+        ({"tubelet_size": 1}, "tubelet_size 1 instead of 2"),
         ({"hidden_act": "silu"}, 'hidden_act "silu"'),
         ({"layer_norm_eps": 1e-3}, "layer_norm_eps 0.001"),
         ({"model_type": "videomae"}, 'model_type "videomae"'),
         ({"num_attention_heads": 5}, "5 heads"),
         ({"crop_size": [32, 48]}, "32 x 48"),
         ({"hidden_size": None}, r"is not the config of V-JEPA 2"),
+        ({"hidden_size": -1}, "hidden_size is -1, not a whole number"),
+        ({"in_chans": -3}, "in_chans is -3, not a whole number"),
+        ({"num_attention_heads": 0}, r"num_attention_heads is 0, not a whole number .* copy it again"),
+        ({"crop_size": -3}, "crop_size is -3, not a whole number"),
+        ({"frames_per_clip": 0}, "frames_per_clip is 0, not a whole number"),
+        ({"frames_per_clip": 4.7}, "frames_per_clip is 4.7, not a whole number"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps is nan, not a number above 0"),
+        ({"mlp_ratio": "x"}, "mlp_ratio is 'x', not a number above 0"),
+        ({"tubelet": {"a": 1}}, 'says under "tubelet" nothing that an export of ours says'),
     ],
 )
 def test_a_config_that_disagrees_is_refused(
@@ -761,9 +814,101 @@ def test_a_config_that_disagrees_is_refused(
     vjepa2_folder[0].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UserError, match=says) as error:
+    for partial in (False, True):
+        with pytest.raises(UserError, match=says) as error:
+            load_encoder(tmp_path, allow_partial=partial)
+        assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"image_mean": ["a", 1, 2]}, "image_mean is 'a', not a number"),
+        ({"image_mean": [0.5]}, r"image_mean is \[0\.5\], not a list of 3 numbers"),
+        ({"image_mean": 0.5}, r"image_mean is 0\.5, not a list of 3 numbers"),
+        ({"image_std": [0, 0, 0]}, "image_std is 0, not a number above 0"),
+    ],
+)
+def test_a_preprocessor_without_sensible_numbers_is_refused(
+    vjepa2_folder: tuple[Any, Path], tmp_path: Path, about: dict[str, Any], says: str
+) -> None:
+    vjepa2_folder[0].save_pretrained(tmp_path)
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        (tmp_path / name).write_text(json.dumps(about))
+        with pytest.raises(UserError, match=rf"/{name}: {says}; copy it again"):
+            load_encoder(tmp_path)
+        (tmp_path / name).write_text('{"image_mean": null, "image_std": null}')
+        assert load_encoder(tmp_path).geometry.mean == Geometry().mean
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_weights_beside_others_are_refused_but_for_their_older_form(
+    vjepa2_folder: tuple[Any, Path], tmp_path: Path, shards: bool
+) -> None:
+    """The hub has `pytorch_model.bin` beside `model.safetensors`: the same weights twice. Nothing else is taken so."""
+    theirs, folder = vjepa2_folder
+    theirs.save_pretrained(tmp_path, max_shard_size="60KB" if shards else "1GB")
+    main = f"model.safetensors{'.index.json' if shards else ''}"
+    assert (tmp_path / main).is_file()
+    for name in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"):
+        torch.save({"a": torch.ones(1)}, tmp_path / name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
+    assert load_encoder(tmp_path).digest == load_encoder(folder).digest
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state_0.pth",
+    ):  # a Trainer's, no weights
+        torch.save({}, tmp_path / name)
+    others = ["vitl.pt", "rng.bin", "a.safetensors", "pytorch_model.pt"]
+    for name in [*others, *(["model.safetensors"] if shards else [])]:
+        (tmp_path / name).write_bytes((folder / "model.safetensors").read_bytes())
+        with pytest.raises(
+            UserError, match=r"holds 2 files of weights \(.*; name the one that is meant"
+        ) as error:
+            load_encoder(tmp_path)
+        assert main in str(error.value) and name in str(error.value)
+        assert load_encoder(tmp_path / main).digest == load_encoder(folder).digest
+        (tmp_path / name).unlink()
+
+
+def test_a_stale_index_is_refused(vjepa2_folder: tuple[Any, Path], tmp_path: Path) -> None:
+    vjepa2_folder[0].save_pretrained(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(UserError, match=r"2 files of weights \(model\.safetensors\.index\.json, model\.saf"):
         load_encoder(tmp_path)
-    assert str(tmp_path) in str(error.value)
+    assert load_encoder(tmp_path / "model.safetensors").digest == load_encoder(vjepa2_folder[1]).digest
+
+
+@pytest.mark.parametrize(
+    ("mapped", "says"),
+    [
+        ({}, "has no weight_map of names"),
+        (None, "has no weight_map of names"),
+        ({"a": 3}, "has no weight_map of names"),
+        ({"lost.weight": "a.safetensors"}, r"names 1 tensors that are in none of its files \(lost\.weight\)"),
+        ({"a": "config.json"}, 'names "config.json", which is no file of safetensors'),
+        ({"a": "model.safetensors.index.json"}, "which is no file of safetensors"),
+        ({"a": ".."}, "which is no file of safetensors"),
+        ({"a": "b.safetensors"}, "names b.safetensors, which is not there"),
+    ],
+)
+def test_an_index_that_makes_no_sense_is_refused(
+    vjepa2_folder: tuple[Any, Path], tmp_path: Path, mapped: Any, says: str
+) -> None:
+    vjepa2_folder[0].save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    names = load_file(tmp_path / "a.safetensors").keys()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}))
+    assert load_encoder(tmp_path).digest == load_encoder(vjepa2_folder[1]).digest
+    if mapped and "lost.weight" in mapped:
+        mapped = {**dict.fromkeys(names, "a.safetensors"), **mapped}
+    index.write_text(json.dumps({"weight_map": mapped}))
+    with pytest.raises(UserError, match=says):
+        load_encoder(index)
 
 
 def test_folders_with_two_candidates_or_none_are_refused(

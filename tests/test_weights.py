@@ -6,6 +6,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tubelet import tensors
 from tubelet.errors import UserError
 from tubelet.export.truncate import truncated
 from tubelet.export.weights import Encoder, Geometry, digest, load_encoder, save_encoder
-from tubelet.files import unread
+from tubelet.files import replace_file, replace_folder, unread
 from tubelet.nn.pixels import Pixels
 from tubelet.nn.tokens import SinCos
 from tubelet.nn.vit import ViT
@@ -240,3 +241,133 @@ def test_an_encoder_knows_how_it_was_named(run: Path, monkeypatch: pytest.Monkey
         with monkeypatch.context() as elsewhere:
             elsewhere.chdir("/")
             assert load_encoder(**found.named).digest == found.digest
+
+
+def altered(file: Path, place: str, value: object) -> None:
+    """``file`` with another value at ``place``, names joined by dots; without it for "absent"."""
+    about = json.loads(file.read_text())
+    *folders, name = place.split(".")
+    inner = about
+    for folder in folders:
+        inner = inner[folder]
+    if value == "absent":
+        del inner[name]
+    else:
+        inner[name] = value
+    file.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("provenance", None, "provenance is None, not names and values"),
+        ("provenance", "x", "provenance is 'x', not names and values"),
+        ("provenance", "absent", "there is no provenance"),
+        ("digest", "absent", "there is no digest"),
+        ("geometry", [1], r"geometry is \[1\], not names and values"),
+        ("geometry.frames", "x", "frames is 'x', not a whole number from 1"),
+        ("geometry.frames", -1, "frames is -1, not a whole number from 1"),
+        ("geometry.frames", 4.5, "frames is 4.5, not a whole number from 1"),
+        ("geometry.frames", 2**31, "frames is 2147483648, not a whole number from 1 to 2147483647"),
+        ("geometry.fps", "4", "fps is '4', not a number above 0"),
+        ("geometry.fps", 10**400, r"fps is 10+\.\.\., not a number above 0"),
+        ("geometry.crop_size", True, "crop_size is True, not a whole number"),
+        ("geometry.mean", ["a", "b", "c"], "mean is 'a', not a number"),
+        ("geometry.mean", 3, "mean is 3, not a list of numbers"),
+        ("geometry.std", [0.2, 0.2], r"std is \[0.2, 0.2\], not a list of 3 numbers"),
+        ("geometry.std", [0.2, 0.0, 0.2], "std is 0.0, not a number above 0"),
+        ("geometry.extra", 3, "geometry has 'extra', which is not known"),
+        ("geometry.frame_step", "absent", "geometry has no frame_step"),
+        ("architecture", "x", "architecture is 'x', not names and values"),
+        ("architecture.kind", "pixels", "kind is 'pixels'"),
+        ("architecture.dim", -4, "dim is -4, not a whole number"),
+        ("architecture.depth", "2", "depth is '2', not a whole number"),
+        ("architecture.heads", 0, "heads is 0, not a whole number"),
+        ("architecture.patch", [2, 8], r"patch is \[2, 8\], not a list of 3 numbers"),
+        ("architecture.patch", [2, 8, 0], "patch is 0, not a whole number"),
+        ("architecture.positions", "bogus", 'unknown positions "bogus"'),
+        ("architecture.positions", 3, "positions is no text"),
+        ("architecture.positions_base", 0, "positions_base is 0, not a number above 0"),
+        ("architecture.init_std", float("nan"), "init_std is nan, not a number above 0"),
+    ],
+)
+def test_a_wrong_number_is_named_and_refused(run: Path, place: str, value: object, says: str) -> None:
+    altered(run / "encoder" / "encoder.json", place, value)
+    for spec in (run, f"random:{run}", f"pixels:{run}"):
+        with pytest.raises(UserError, match=rf"encoder\.json is not an encoder of this version: .*{says}"):
+            load_encoder(spec)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("depth", 10**9, "2 blocks, .* instead of 1000000000"),
+        (
+            "dim",
+            10**9,
+            r"embedding\.weight \(48, 384\).* instead of 2, embedding\.weight \(1000000000, 384\)",
+        ),
+        ("hidden", 10**9, r"fc1\.weight \(192, 48\), instead of 2, .*fc1\.weight \(1000000000, 48\)"),
+        ("patch", [10**9, 10**9, 10**9], "instead of"),
+        ("heads", 5, "5 heads"),
+    ],
+)
+def test_no_number_alone_makes_an_encoder_of_a_billion_blocks(
+    run: Path, place: str, value: object, says: str
+) -> None:
+    altered(run / "encoder" / "encoder.json", f"architecture.{place}", value)
+    with pytest.raises(UserError, match=f"does not fit the encoder described beside it: .*{says}"):
+        load_encoder(run)
+
+
+@pytest.mark.parametrize("knob", [{"heads": 3}, {"heads": 0}, {"allow_partial": True}, {"which": "teacher"}])
+@pytest.mark.parametrize("kind", ["run", "folder", "random:48x2x3", "random:", "pixels", "pixels:"])
+def test_a_knob_that_means_nothing_is_refused(run: Path, knob: dict[str, Any], kind: str) -> None:
+    spec = (
+        f"{kind}{run}"
+        if kind.endswith(":")
+        else {"run": str(run), "folder": str(run / "encoder")}.get(kind, kind)
+    )
+    ((name, value),) = knob.items()
+    if name == "which" and spec.startswith(str(run)):
+        assert load_encoder(spec, which="teacher").digest == load_encoder(spec).digest
+        return
+    with pytest.raises(UserError, match=rf"^{name}={value}: .*; leave {name} out$"):
+        load_encoder(spec, **knob)
+    load_encoder(spec, allow_partial=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_type_is_written_as_float32_and_read_back(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Its digest is that of what was written: float32, whose outputs are not those of the other type."""
+    torch.manual_seed(0)
+    model = ViT(48, 2, 3, patch=(2, 8, 8)).to(dtype)
+    save_encoder(model, tmp_path / "encoder", GEOMETRY, {})
+    again = load_encoder(tmp_path / "encoder")
+    assert {tensor.dtype for tensor in again.model.state_dict().values()} == {torch.float32}
+    assert again.digest == digest(model.float()) and again.digest != digest(model.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["up.PT", "model.pkl", "0.mp4", "readme"])
+def test_a_file_of_another_name_is_told_which_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=rf"{name} is no encoder: .* end in \.pt, .*\.safetensors or \.safetensors\.index"
+    ):
+        load_encoder(tmp_path / name)
+
+
+def test_nothing_is_written_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for above in ("file", "link"):
+        for write in (replace_file, replace_folder):
+            for place in (tmp_path / above / "new", tmp_path / above / "deeper" / "new"):
+                with (
+                    pytest.raises(UserError, match=rf"new cannot be written: .*{above} is no folder; choose"),
+                    write(place),
+                ):
+                    raise AssertionError("it is said before anything is made")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "link"]

@@ -49,6 +49,13 @@ def bounds(found: list[Window]) -> list[tuple[float, float]]:
 def test_a_length_is_seconds_or_frames(text, span):
     assert read_span(text) == span
     assert read_span(str(span)) == span
+    assert str(span) == str(text)
+
+
+@given(st.floats(1e-6, 1e9) | st.integers(1, 10**9))
+def test_a_length_is_written_with_all_its_digits(amount):
+    span = Span(amount, "frames" if isinstance(amount, int) else "s")
+    assert read_span(str(span)) == span
 
 
 @pytest.mark.parametrize("text", ["", "s", "0", "0s", "-1s", "nans", "infs", "1.5", "4m", "four"])

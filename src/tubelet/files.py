@@ -28,10 +28,10 @@ def sync(path: Path) -> None:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it takes its name, on failure nothing is left.
 
-    Raises UserError if the disk is full.
+    Raises UserError if the disk is full, or if ``path`` is below a file or where nothing may be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(path)
     draft = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         yield draft
@@ -48,7 +48,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """As `replace_file`, for a folder of files: an earlier folder stays until the new one is complete."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(path)
     draft, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -137,6 +137,16 @@ def writing(path: Path) -> Iterator[Sink]:
     finally:
         if sink is not None and sink.error is not None:
             raise sink.error
+
+
+def _make_parents(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        above = next(place for place in path.parents if os.path.lexists(place) and not place.is_dir())
+        raise UserError(f"{path} cannot be written: {above} is no folder; choose another place") from error
+    except OSError as error:
+        raise _explained(error, path) from error
 
 
 def _explained(error: OSError, path: Path) -> OSError | UserError:

@@ -119,7 +119,7 @@ def _store(video: Video, short_side: int | None, file: Path) -> None:
 
 
 def _file(video: Video, short_side: int | None, folder: Path) -> Path:
-    rate = video.fps if video.path.is_dir() else None
+    rate = video.fps if os.path.isdir(video.path) else None
     text = repr((VERSION, os.path.abspath(video.path), *stamp(video.path), short_side, rate))
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     return Path(folder) / key[:2] / f"{key}.npy"
@@ -129,7 +129,7 @@ def _look(video: Video) -> tuple[int, int, int] | None:
     """Frames, width and height by the file's own word; None if it cannot be opened."""
     try:
         n = len(decode.index(video.path, video.fps))
-        if video.path.is_dir():
+        if os.path.isdir(video.path):
             frame = images.picture(images.frame_files(video.path)[0])
             return n, frame.width, frame.height
         with opened(video.path) as (_, stream):

@@ -16,6 +16,8 @@ from av.video.stream import VideoStream
 
 from tubelet.errors import UserError
 
+GONE = "file not found"
+
 
 class DecodeError(UserError):
     """A file that cannot be read as video: ``path`` and ``reason``."""
@@ -28,12 +30,22 @@ class DecodeError(UserError):
         return f"{self.path}: {self.reason}"
 
 
+def status(path: Path) -> os.stat_result:
+    """What the system says of a file or folder; raises DecodeError with the system's reason where it says nothing."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise DecodeError(path, GONE) from None
+    except OSError as error:
+        raise DecodeError(path, error.strerror or str(error)) from error
+    except ValueError as error:  # a name that no file can have
+        raise DecodeError(path, str(error)) from error
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its first video stream (cover art does not count); raises DecodeError."""
-    if not path.exists():
-        raise DecodeError(path, "file not found")
-    if path.stat().st_size == 0:
+    if status(path).st_size == 0:
         raise DecodeError(path, "the file is empty")
     try:
         # "file:" and an absolute path: a colon or a per cent sign in a name means nothing special then.
@@ -91,7 +103,10 @@ def plain(error: FFmpegError | EOFError) -> str:
 
 def _glance(path: Path) -> str | None:
     """What a file is that is no video, where its first bytes are text: a web page, a Git LFS pointer, a note."""
-    head = path.read_bytes()[:60] if path.stat().st_size < 1_000_000 else b""
+    try:
+        head = path.read_bytes()[:60] if path.stat().st_size < 1_000_000 else b""
+    except OSError:  # that it cannot be read is what FFmpeg has said already
+        return None
     if head.isascii() and (text := head.decode("ascii").strip()) and text.replace("\n", "").isprintable():
         return f'it is text that begins "{text.splitlines()[0]}"'
     return None

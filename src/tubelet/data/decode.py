@@ -12,6 +12,7 @@ ignored) and have the size of the clip's first one. Sample aspect ratio and HDR 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def iterate(
 
     Raises DecodeError; IndexChanged, after any number of frames, when the index was wrong: start again then.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         for picture in images.iterate(path, wanted, short_side):
             yield picture, True
         return

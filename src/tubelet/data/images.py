@@ -35,12 +35,14 @@ def numbered(names: Iterable[str]) -> list[str]:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The frames of ``folder`` in order; raises DecodeError if it holds none."""
-    if not folder.is_dir():
+    """The frames of ``folder`` in order; raises DecodeError if it holds none, or may not be listed."""
+    if not os.path.isdir(folder):
         raise DecodeError(folder, "folder not found")
-    files = [
-        folder / name for name in numbered(entry.name for entry in os.scandir(folder) if entry.is_file())
-    ]
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    except OSError as error:
+        raise DecodeError(folder, error.strerror or str(error)) from error
+    files = [folder / name for name in numbered(names)]
     if not files:
         raise DecodeError(folder, "not a folder of numbered images")
     return files

@@ -16,7 +16,7 @@ import numpy as np
 from av.packet import Packet
 
 from . import images
-from .container import DecodeError, opened, packets, pictures
+from .container import DecodeError, opened, packets, pictures, status
 
 # Pictures that one process remembers, at 16 bytes each.
 REMEMBERED = 4_000_000
@@ -50,7 +50,7 @@ def index(path: str | Path, fps: float | None = None, frames: int | None = None)
     be opened or holds no picture.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         n = len(images.frame_files(path))
         return Index(np.arange(n) / (fps or np.nan), n / (fps or np.nan))
     key = _identity(path)
@@ -172,8 +172,5 @@ _memory = _Memory()
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        raise DecodeError(path, "file not found") from None
+    stat = status(path)
     return os.path.abspath(path), stat.st_size, stat.st_mtime_ns

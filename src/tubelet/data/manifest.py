@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.errors import UserError
-from tubelet.files import replace_file
+from tubelet.files import replace_file, unread
+
+from .container import GONE, DecodeError, status
 
 # What a scan measures, in the order of a manifest's columns.
 MEASURED = (
@@ -108,8 +110,8 @@ def read_manifest(data: str | Path | Manifest) -> Manifest:
     images, or a published data set with its official files, as `ssv2:FOLDER` (see `annotations.official`; a file
     of that very name goes first). Relative paths in a list start at the list's folder. Labels of a folder: see
     `folders.read_folder`.
-    Rows whose file does not exist come back as `unreadable`. Raises UserError, with the cure, when there is
-    nothing to read or a list makes no sense.
+    Rows whose file does not exist, or may not be looked at, come back as `unreadable`. Raises UserError, with the cure,
+    when there is nothing to read or a list makes no sense.
     """
     from . import folders, lists  # they build what is defined here
     from .annotations import official
@@ -119,16 +121,19 @@ def read_manifest(data: str | Path | Manifest) -> Manifest:
     path = Path(os.path.expanduser(data))  # Path.expanduser raises for a user that does not exist
     if not str(data):
         raise UserError("no data given; name a folder of videos, a list of them, or a scan's manifest")
-    if not path.exists() and official.is_official(str(data)):
+    wrong = _wrong(path)
+    if wrong and official.is_official(str(data)):
         return official.read_official(str(data))
-    if not path.exists():
-        raise UserError(
-            f"{path} does not exist; data must be a folder of videos, a list of them, or one video"
-        )
+    if wrong:
+        told = "does not exist" if wrong == GONE else f"cannot be read ({wrong})"
+        raise UserError(f"{path} {told}; data must be a folder of videos, a list of them, or one video")
     if path.is_dir():
         return folders.read_folder(path)
     if path.suffix.lower() in lists.SUFFIXES:
-        return lists.read_list(path)
+        try:
+            return lists.read_list(path)
+        except OSError as error:
+            raise unread(path, error) from error
     if folders.kind(path) == "video":
         return Manifest((Video(path.absolute()),), path)
     raise UserError(
@@ -170,9 +175,9 @@ def build(rows: Iterable[tuple[str, Mapping[str, Any]]], source: Path, notes: It
         text = {name: "" if value is None else str(value).strip() for name, value in row.items()}
         if not text.get("path"):
             raise UserError(f"{source}, {where}: the path is empty; fill it or remove the row")
-        path = Path(os.path.normpath(base / Path(text["path"]).expanduser()))
+        path = Path(os.path.normpath(base / os.path.expanduser(text["path"])))
         scanned = text.keys() >= _SCANNED
-        measured = MEASURED if scanned else ("fps",) if "fps" in text and path.is_dir() else ()
+        measured = MEASURED if scanned else ("fps",) if "fps" in text and os.path.isdir(path) else ()
         taken = {*GIVEN, *measured}
         video = Video(
             path=path,
@@ -195,32 +200,57 @@ def build(rows: Iterable[tuple[str, Mapping[str, Any]]], source: Path, notes: It
             repeats += 1
             continue
         videos[key] = video
-    found, missing = _existing(list(videos.values()), source)
+    found, left_out = _existing(list(videos.values()), source)
     told = [*notes]
     if repeats:
         told.append(f"{repeats} rows repeat an earlier one and are taken once")
-    if missing:
-        told.append(f"{missing} of {len(found)} files do not exist")
+    told += left_out
     unlabelled = sum(v.label is None for v in found)
     if 0 < unlabelled < len(found):
         told.append(f"{unlabelled} of {len(found)} rows have no label")
     return Manifest(tuple(found), source, tuple(told))
 
 
-def _existing(videos: list[Video], source: Path) -> tuple[list[Video], int]:
-    """Files that are gone become `unreadable`; what an earlier scan said of them no longer holds."""
-    checked = [
-        v if v.path.exists() else replace(v, status="unreadable", reason="file not found") for v in videos
-    ]
-    missing = sum(v.reason == "file not found" for v in checked)
+def _existing(videos: list[Video], source: Path) -> tuple[list[Video], list[str]]:
+    """Files that are gone, or may not be looked at, become `unreadable`; and what there is to tell of them.
+
+    What an earlier scan said of them no longer holds.
+    """
     if not videos:
         raise UserError(f"{source} lists no videos")
-    if missing == len(videos):
+    wrong = [_wrong(video.path) for video in videos]
+    gone = wrong.count(GONE)
+    if gone == len(videos):
         raise UserError(
-            f"{source}: none of its {missing} files exists, for instance {videos[0].path}; relative paths start "
+            f"{source}: none of its {gone} files exists, for instance {videos[0].path}; relative paths start "
             "at the folder of the list"
         )
-    return checked, missing
+    if all(wrong):
+        first = next(i for i, reason in enumerate(wrong) if reason != GONE)
+        raise UserError(
+            f"{source}: none of its {len(videos)} files can be read, for instance {videos[first].path}: "
+            f"{wrong[first]}; ask for the right to read them, or correct the list"
+        )
+    told = [f"{gone} of {len(videos)} files do not exist"] if gone else []
+    if closed := [i for i, reason in enumerate(wrong) if reason not in (None, GONE)]:
+        first = closed[0]
+        told.append(
+            f"{len(closed)} of {len(videos)} files cannot be read, for instance {videos[first].path}: {wrong[first]}"
+        )
+    checked = [
+        replace(video, status="unreadable", reason=reason) if reason else video
+        for video, reason in zip(videos, wrong, strict=True)
+    ]
+    return checked, told
+
+
+def _wrong(path: Path) -> str | None:
+    """Why a file cannot be read, as far as that shows without opening it; None if nothing is wrong."""
+    try:
+        status(path)
+    except DecodeError as error:
+        return error.reason
+    return None
 
 
 def _check(video: Video, source: Path, where: str) -> None:

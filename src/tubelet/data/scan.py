@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tubelet.errors import UserError
 
-from .container import DecodeError
+from .container import GONE, DecodeError, status
 from .cores import cores
 from .manifest import MEASURED, STATUSES, Manifest, Video, read_manifest, write_manifest
 from .stamp import stamp
@@ -275,7 +275,7 @@ def _already(manifest: Path) -> dict[Path, Video]:
 
 def _measured(video: Video, found: Video | None, size: int | None, mtime: int | None) -> Video:
     if size is None:
-        return replace(video, status="unreadable", reason="file not found")
+        return replace(video, status="unreadable", reason=_reason(video.path))
     if found is None:
         return replace(video, **dict.fromkeys(MEASURED))
     measured = {name: getattr(found, name) for name in MEASURED}
@@ -289,13 +289,20 @@ def _measured(video: Video, found: Video | None, size: int | None, mtime: int | 
 
 def _stamp(path: Path) -> tuple[int | None, int | None]:
     """Size and time of change, for a manifest's columns; of a folder without images, its own."""
-    if not path.exists():
-        return None, None
     try:
         found = stamp(path)
     except DecodeError:
-        return 0, path.stat().st_mtime_ns
+        return (0, path.stat().st_mtime_ns) if os.path.exists(path) else (None, None)
     return found.size, found.mtime_ns
+
+
+def _reason(path: Path) -> str:
+    """Why a file had no stamp."""
+    try:
+        status(path)
+    except DecodeError as error:
+        return error.reason
+    return GONE  # it has come meanwhile
 
 
 def _bar(shown: bool) -> Progress:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from . import images
-from .container import DecodeError
+from .container import status
 
 
 class Stamp(NamedTuple):
@@ -18,10 +19,10 @@ class Stamp(NamedTuple):
 
 
 def stamp(path: Path) -> Stamp:
-    """The stamp of a video file or a folder of images; raises DecodeError if there is none."""
-    files = images.frame_files(path) if path.is_dir() else [path]
-    try:
-        stats = [file.stat() for file in files]
-    except FileNotFoundError:
-        raise DecodeError(path, "file not found") from None
+    """The stamp of a video file or a folder of images.
+
+    Raises DecodeError, with the system's reason, if there is none or it may not be looked at.
+    """
+    files = images.frame_files(path) if os.path.isdir(path) else [path]
+    stats = [status(file) for file in files]
     return Stamp(sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats), len(stats))

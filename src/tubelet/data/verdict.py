@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def inspect(path: str | Path, beat: Callable[[], None] = lambda: None) -> Verdic
     """
     path = Path(path)
     try:
-        return _images(path, beat) if path.is_dir() else _video(path, beat)
+        return _images(path, beat) if os.path.isdir(path) else _video(path, beat)
     except DecodeError as error:
         return Verdict("unreadable", reason=error.reason)
     except FFmpegError as error:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -38,6 +40,7 @@ from tubelet.embed.table import (
     read_about,
     read_embeddings,
     refuse_other,
+    refuse_strangers,
     settle,
 )
 from tubelet.embed.vectors import Vectors, choose_vectors
@@ -46,8 +49,10 @@ from tubelet.errors import UserError, nearest
 from tubelet.evaluate.source import Views
 from tubelet.export.geometry import Geometry
 from tubelet.export.weights import Encoder
+from tubelet.train.report import duration
 
 COMMIT_EVERY = 2.0  # seconds between flushes to disk
+TELL_EVERY = 60.0  # seconds between lines of progress, where no bar can be drawn
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +91,14 @@ def embed(
     the size of the crop, and two windows of clips; and, when the table is finished, a few times 8 MiB of vectors.
     (The index of the files read last is remembered too, up to 64 MB.)
 
-    A video that cannot be read goes into `failures.csv`; one that stops half-way too, and its windows up to there
-    are kept. An interrupted run goes on where it stopped when it is started again, file by file; the vectors then equal
-    those of an uninterrupted one, byte for byte, on the same machine and with the same batch_size. A finished folder is
-    left as it is.
-    Raises UserError for knobs that make no sense, a folder that was begun with others or from other data, features
-    that are not finite, a full disk (what is there is kept), and if no window of any video can be read.
+    A video that cannot be read, for whatever reason, goes into `failures.csv`; one that stops half-way too, and its
+    windows up to there are kept. An interrupted run goes on where it stopped when it is started again, file by file;
+    the vectors then equal those of an uninterrupted one, byte for byte, on the same machine and with the same
+    batch_size. A finished folder is left as it is. progress: a bar, or, where there is no terminal, a line a minute to
+    the log.
+    Raises UserError for knobs that make no sense, names of files that are not UTF-8, a folder that was begun with other
+    knobs or from other data, that holds somebody else's files under the names of a table's, or that cannot be written,
+    features that are not finite, a full disk (what is there is kept), and if no window of any video can be read.
     """
     out = Path(out)
     if kept not in KEPT:
@@ -103,8 +110,10 @@ def embed(
     manifest = read_manifest(data)
     if not len(manifest):
         raise UserError(f"{manifest.source} lists no videos")
+    _refuse_unnamed(manifest)
     job = _Job(vectors, cutting, manifest.videos, batch_size, workers or cores(), device)
     recipe = _recipe(job, kept, fp16)
+    refuse_strangers(out)
     settle(out)
     if (out / ABOUT).is_file():
         refuse_other(out, read_about(out).get("recipe", {}), recipe)
@@ -188,7 +197,9 @@ def sentence(done: Embeddings) -> str:
         f"{about['windows']} windows of {about['files']} videos ({about['video_seconds'] / 60:.1f} minutes) as "
         f"{about['width']} numbers each, {about['rate']:.3g} video-seconds a second"
     )
-    return told + (f"; {about['failed']} videos failed: {done.folder / FAILURES}" if about["failed"] else "")
+    counts = {"failed": about["failed"], "were read in part": about.get("in_part", 0)}
+    wrong = " and ".join(f"{count} videos {what}" for what, count in counts.items() if count)
+    return told + (f"; {wrong}: {done.folder / FAILURES}" if wrong else "")
 
 
 class _Waiting(NamedTuple):
@@ -330,7 +341,7 @@ class _Job:
                     holes.append(shown.start)
                 else:
                     batches.add(number, shown)
-                bar.window_done(number, place / len(shown.plan))
+                bar.window_done(number, place / len(shown.plan), _seconds(shown))
         except IndexChanged:
             raise
         except DecodeError as error:
@@ -339,39 +350,58 @@ class _Job:
             return 0.0, reason
         if holes and reason is None:
             reason = f"{len(holes)} of {len(shown.plan)} windows do not decode, the first at {holes[0]:g} s"
-        seconds = shown.end - shown.plan.begin
-        return 0.0 if math.isnan(seconds) else seconds, reason
+        return _seconds(shown), reason
+
+
+def _seconds(shown: Shown) -> float:
+    """Of video up to the end of a window; 0 for images without a rate."""
+    seconds = shown.end - shown.plan.begin
+    return 0.0 if math.isnan(seconds) else seconds
 
 
 class _Bar:
-    """How far the run is, by the size of files, with the time left and the rate."""
+    """How far the run is, by the size of files, with the time left and the rate; lines where there is no terminal."""
 
     def __init__(self, videos: Sequence[Video], draft: Draft, name: str, shown: bool) -> None:
         self.sizes = [_size(video) for video in videos]
         self.files, self.base = len(draft.done), float(sum(self.sizes[: len(draft.done)]))
-        self.seconds, self.began = 0.0, time.monotonic()
+        self.first, self.seconds = self.base, 0.0
+        self.began = self.told = time.monotonic()
+        console = Console(stderr=True)
+        self.in_lines = shown and not (console.is_terminal or console.is_jupyter)
         self.bar = Progress(
-            TextColumn(f"vectors of {name}"),
+            TextColumn(f"vectors of {name}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[told]}"),
             TimeRemainingColumn(),
+            console=console,
             transient=True,
-            disable=not shown,
+            disable=not shown or self.in_lines,
         )
         self.task = self.bar.add_task("", total=sum(self.sizes), told="")
         self.bar.update(self.task, completed=self.base)
 
-    def window_done(self, number: int, share: float) -> None:
-        """``share`` of a file is done."""
-        self.bar.update(self.task, completed=self.base + share * self.sizes[number])
+    def window_done(self, number: int, share: float, seconds: float) -> None:
+        """``share`` of a file is done, ``seconds`` of video."""
+        self._tell(self.base + share * self.sizes[number], self.seconds + seconds)
 
     def file_done(self, number: int, seconds: float) -> None:
         """A file is done, ``seconds`` of video."""
         self.base += self.sizes[number]
         self.files, self.seconds = self.files + 1, self.seconds + seconds
-        rate = self.seconds / (time.monotonic() - self.began)
+        self._tell(self.base, self.seconds)
+
+    def _tell(self, completed: float, seconds: float) -> None:
+        now = time.monotonic()
+        rate = seconds / max(now - self.began, 1e-9)
         told = f"{self.files}/{len(self.sizes)} files, {rate:.3g} video-seconds a second"
-        self.bar.update(self.task, completed=self.base, told=told)
+        self.bar.update(self.task, completed=completed, told=told)
+        if self.in_lines and now - self.told > TELL_EVERY:
+            self.told = now
+            if completed > self.first:
+                left = (now - self.began) * (sum(self.sizes) - completed) / (completed - self.first)
+                told += f", {duration(left)} left"
+            log.info(told)
 
     def __enter__(self) -> _Bar:
         self.bar.start()
@@ -379,6 +409,18 @@ class _Bar:
 
     def __exit__(self, *given: object) -> None:
         self.bar.stop()
+
+
+def _refuse_unnamed(manifest: Manifest) -> None:
+    """Raises UserError for a name that neither JSON nor Parquet can hold."""
+    for video in manifest.videos:
+        try:
+            str(video.path).encode()
+        except UnicodeEncodeError:
+            shown = str(video.path).encode(errors="backslashreplace").decode()
+            raise UserError(
+                f"{shown}: the name is not UTF-8, and a table holds no other; rename the file"
+            ) from None
 
 
 def _size(video: Video) -> int:
@@ -406,7 +448,7 @@ def _recipe(job: _Job, kept: str, fp16: bool) -> dict[str, Any]:
     """Everything that the table depends on, as JSON."""
     vectors, geometry = job.vectors, job.cutting.geometry
     rows = [
-        [str(v.path), _state(v), v.label, v.group, v.start, v.end, v.fps if v.path.is_dir() else None]
+        [str(v.path), _state(v), v.label, v.group, v.start, v.end, v.fps if os.path.isdir(v.path) else None]
         for v in job.videos
     ]
     digest = _hashed(rows)
@@ -450,6 +492,7 @@ def _about(job: _Job, draft: Draft, recipe: dict[str, Any], data: str) -> dict[s
     """What `embeddings.json` says."""
     vectors, encoder = job.vectors, job.vectors.encoder
     video_seconds, seconds = sum(one.seconds for one in draft.done), draft.elapsed()
+    failed = draft.failed()
     return {
         "format": FORMAT,
         "encoder": {
@@ -470,7 +513,8 @@ def _about(job: _Job, draft: Draft, recipe: dict[str, Any], data: str) -> dict[s
         **_spans(job.cutting.sliding),
         "views": asdict(vectors.views),
         "files": len(job.videos),
-        "failed": sum(one.reason is not None for one in draft.done),
+        "failed": sum(one.windows == 0 for one in failed),
+        "in_part": sum(one.windows > 0 for one in failed),
         "video_seconds": round(video_seconds, 3),
         "seconds": round(seconds, 3),
         "rate": round(video_seconds / seconds, 3),

@@ -50,8 +50,8 @@ class Cutting:
 
         A picture is cut to the crops that the encoder sees as soon as it is decoded, and kept until the last window
         that shows it; so memory holds the pictures of about one window, and numbers for every frame of the file.
-        Raises DecodeError, after any number of windows; `decode.IndexChanged` if those were not the right ones: the
-        next call gives them.
+        Raises DecodeError, after any number of windows, also for what the system has against the file;
+        `decode.IndexChanged` if those were not the right ones: the next call gives them.
         """
         entry = decode.index(video.path, video.fps, video.frames if video.status == "ok" else None)
         windows = plan(video, entry, self.geometry, self.views.segments, self.sliding)

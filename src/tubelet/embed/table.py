@@ -18,12 +18,16 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 
 from tubelet.errors import UserError
-from tubelet.files import replace_folder, sync, write_json
+from tubelet.files import replace_file, replace_folder, sync, write_json
 
 FORMAT = 1
 ABOUT, WINDOWS, VECTORS, FAILURES = "embeddings.json", "windows.parquet", "vectors.npy", "failures.csv"
 # what every reader of a table needs to know of it, and how it is written
 NEEDED = {"encoder": dict, "layer": int, "windows": int, "width": int, "dtype": str}
+# what tubelet embed says beside it; other tables may leave it out
+SAID = {"clip": dict, "pool": str, "views": dict, "shape": list, "recipe": dict, "kept": str}
+SAID |= {f"{what}_s": (int, float) for what in ("window", "stride")}
+SAID |= {f"{what}_frames": int for what in ("window", "stride")}
 PART = ".part"
 Kept = Literal["parquet", "numpy", "both"]
 KEPT: tuple[Kept, ...] = ("parquet", "numpy", "both")
@@ -70,6 +74,14 @@ class Done(NamedTuple):
     reason: str | None
 
 
+class Failed(NamedTuple):
+    """A file that was not read, or not to its end. windows: how many of it are in the table."""
+
+    number: int
+    reason: str
+    windows: int
+
+
 class Told(NamedTuple):
     """What the list says of a file, or of a stretch of one."""
 
@@ -86,13 +98,12 @@ def read_embeddings(folder: Path | str) -> Embeddings:
     file, start, end, label, group = _read_windows(folder / WINDOWS)
     if len(file) != count:
         raise _damaged(folder / WINDOWS, f"{len(file)} rows instead of {count}")
-    if not (folder / VECTORS).is_file():
-        _check_column(folder / WINDOWS)
+    kept = about.get("kept")
+    if kept == "parquet" or not (folder / VECTORS).is_file():  # what else is called vectors.npy is none of it
+        _check_column(folder / WINDOWS, kept)
         column = partial(_read_column, folder / WINDOWS, count, width, dtype)
         return Embeddings(folder, about, file, start, end, label, column, group)
     vectors = _read_npy(folder / VECTORS, (count, width))
-    if len(vectors) != count:
-        raise _damaged(folder / VECTORS, f"{len(vectors)} rows instead of {count}")
     if vectors.shape != (count, width) or vectors.dtype != dtype:
         raise _damaged(
             folder / VECTORS, f"{vectors.shape} {vectors.dtype} instead of {(count, width)} {dtype}"
@@ -119,6 +130,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     for name, kind in NEEDED.items():
         if not isinstance(about.get(name), kind):
             raise _damaged(path, f'it does not say "{name}"')
+    for name, kind in SAID.items():
+        if name in about and not isinstance(about[name], kind):
+            raise _damaged(path, f'"{name}" is {_short(about[name])}')
     if missing := {"name", "digest"} - about["encoder"].keys():
         raise _damaged(path, f'it does not say the {" and ".join(sorted(missing))} of its "encoder"')
     try:
@@ -142,8 +156,9 @@ def save_embeddings(
     """Writes a table that is in memory, whole or not at all; an earlier ``folder`` is replaced.
 
     file, label, group (default: none known): [N]. start, end: float64 [N]. vectors: float32 or float16 [N, width].
-    about: goes into `embeddings.json`, with the numbers that follow from the table; "encoder" and "layer" must be in
-    it. Raises UserError if the disk is full.
+    about: goes into `embeddings.json`, with what follows from the table; "encoder" and "layer" must be in it. With
+    "clip", "pool", "views" and the windows as `embed.embed` writes them, videos outside of the table can be looked for
+    too. Raises UserError if the disk is full.
     """
     assert len(file) == len(start) == len(end) == len(label) == len(vectors) and vectors.ndim == 2
     told = [Told(*one) for one in zip(file, label, group or [None] * len(file), strict=True)]
@@ -157,13 +172,14 @@ def save_embeddings(
         "width": vectors.shape[1],
         "dtype": str(vectors.dtype),
         "windows": len(vectors),
+        "kept": kept,
     }
     with replace_folder(Path(folder)) as new:
         if kept != "parquet":
             np.save(new / VECTORS, np.ascontiguousarray(vectors))
         _write_parquet(new / WINDOWS, rows, names, vectors, kept)
         _write_failures(new / FAILURES, [])
-        write_json(new / ABOUT, {"files": len(names), "failed": 0, "kept": kept, **about, **counted})
+        write_json(new / ABOUT, {"files": len(names), "failed": 0, "in_part": 0, **about, **counted})
 
 
 class Draft:
@@ -172,7 +188,8 @@ class Draft:
     A file counts once all of its rows are on disk; what is beyond the last file that counts is written again.
     recipe: everything that the numbers depend on, as JSON; another one on the same folder is refused. rows: of the
     table now. done: the files that count, in order. spent: seconds of work on it before now.
-    Raises UserError for another recipe, a folder that another process writes into, and a full disk.
+    Raises UserError for another recipe, one that cannot be read, a folder that another process writes into or that
+    cannot be written, and a full disk. A journal that is damaged counts up to there.
     """
 
     def __init__(self, folder: Path, recipe: dict[str, Any], width: int, dtype: np.dtype) -> None:
@@ -182,7 +199,7 @@ class Draft:
         self._open: dict[str, BinaryIO] = {}
         _pyarrow()  # at the end it would be too late to miss it
         try:
-            with self._room():
+            with _room(self.folder):
                 self.part.mkdir(parents=True, exist_ok=True)
                 self._lock()
                 self._resume(recipe)
@@ -193,23 +210,43 @@ class Draft:
     def _resume(self, recipe: dict[str, Any]) -> None:
         known = self.part / "recipe.json"
         if known.exists():
-            refuse_other(self.folder, json.loads(known.read_text(encoding="utf-8")), recipe)
+            refuse_other(self.folder, self._begun(known), recipe)
         else:
             write_json(known, recipe)
         for name in (VECTORS, "windows.bin", "journal.jsonl"):
             self._open[name] = (self.part / name).open("r+b" if (self.part / name).exists() else "w+b")
         self.head = _write_head(self._open[VECTORS], 0, self.width, self.dtype)
         lines = self._open["journal.jsonl"].read().split(b"\n")
-        whole = [json.loads(line) for line in lines[:-1]]  # after the last newline is nothing, or a torn line
-        while whole and whole[-1]["rows"] > self._there():
-            whole.pop()
-        self.done = [Done(line["rows"], line["seconds"], line["reason"]) for line in whole]
-        self.spent = whole[-1]["spent"] if whole else 0.0
-        self._saved = len(whole)
-        self._open["journal.jsonl"].seek(sum(len(line) + 1 for line in lines[: len(whole)]))
+        there = self._there()
+        for line in lines[:-1]:  # after the last newline is nothing, or a torn line
+            try:
+                told = json.loads(line)
+                file, spent = Done(told["rows"], told["seconds"], told["reason"]), told["spent"]
+                beyond = file.rows > there
+            except (ValueError, KeyError, TypeError):  # damaged: what comes after it is done again
+                break
+            if beyond:
+                break
+            self.done.append(file)
+            self.spent = spent
+        self._saved = len(self.done)
+        self._open["journal.jsonl"].seek(sum(len(line) + 1 for line in lines[: self._saved]))
         self._open["journal.jsonl"].truncate()
         self._began = time.monotonic()
         self.rewind(self.done[-1].rows if self.done else 0)
+
+    def _begun(self, known: Path) -> dict[str, Any]:
+        """The recipe that the draft was begun with."""
+        try:
+            recipe = json.loads(known.read_text(encoding="utf-8"))
+        except ValueError:
+            recipe = None
+        if not isinstance(recipe, dict):
+            raise UserError(
+                f"{known} is damaged, so nothing tells what the windows in {self.part} were made with; choose another "
+                f"folder, or remove {self.part} to begin again"
+            )
+        return recipe
 
     def _there(self) -> int:
         """Rows that both files hold."""
@@ -232,7 +269,7 @@ class Draft:
         """windows: number of the file, start and end. vectors: [n, width] of the draft's dtype."""
         assert vectors.shape == (len(windows), self.width) and vectors.dtype == self.dtype
         rows = np.array(windows, _ROW)
-        with self._room():
+        with _room(self.folder):
             self._open[VECTORS].write(np.ascontiguousarray(vectors).tobytes())
             self._open["windows.bin"].write(rows.tobytes())
         self.rows += len(windows)
@@ -244,7 +281,7 @@ class Draft:
 
     def commit(self) -> None:
         """What has been counted is on disk when this returns."""
-        with self._room():
+        with _room(self.folder):
             for name in (VECTORS, "windows.bin"):
                 self._open[name].flush()
                 os.fsync(self._open[name].fileno())
@@ -267,7 +304,7 @@ class Draft:
         kept: Kept,
     ) -> None:
         """Makes the drafts a table. about: what to say of it. files: all of them, in order."""
-        with self._room():
+        with _room(self.folder):
             self.commit()
             _write_head(self._open[VECTORS], self.rows, self.width, self.dtype)
             self.close(unlock=False)
@@ -275,21 +312,36 @@ class Draft:
             rows = np.fromfile(self.part / "windows.bin", _ROW)
             _write_parquet(self.part / WINDOWS, rows, files, vectors, kept)
             del vectors
-            _write_failures(self.part / FAILURES, self._failed(files))
+            _write_failures(self.part / FAILURES, self._told(files))
             write_json(self.part / ABOUT, {**about(), "windows": self.rows, "kept": kept})
             for path in self.part.iterdir():
                 sync(path)
             settle(self.folder)
         self.close()
 
-    def _failed(self, files: Sequence[Told]) -> list[tuple[str, str | None]]:
-        return [(told.file, one.reason) for told, one in zip(files, self.done, strict=True) if one.reason]
+    def failed(self) -> list[Failed]:
+        """What was not read, or not to its end."""
+        found, first = [], 0
+        for number, one in enumerate(self.done):
+            if one.reason:
+                found.append(Failed(number, one.reason, one.rows - first))
+            first = one.rows
+        return found
+
+    def _told(self, files: Sequence[Told]) -> list[tuple[str, str, int]]:
+        return [(files[one.number].file, one.reason, one.windows) for one in self.failed()]
 
     def give_up(self, files: Sequence[Told]) -> Path:
-        """Throws the drafts away, and leaves the table of what failed; its path."""
-        _write_failures(self.folder / FAILURES, self._failed(files))
-        self.close()
-        shutil.rmtree(self.part)
+        """Throws the drafts away, and leaves the table of what failed; its path.
+
+        The folder of drafts stays, empty: by it that table is known as ours, and the next run may replace it.
+        """
+        with _room(self.folder):
+            with replace_file(self.folder / FAILURES) as new:
+                _write_failures(new, self._told(files))
+            self.close()
+            for path in self.part.iterdir():
+                path.unlink()
         return self.folder / FAILURES
 
     def close(self, unlock: bool = True) -> None:
@@ -311,37 +363,55 @@ class Draft:
                 f"another tubelet embed is writing into {self.folder}; wait for it, or choose another folder"
             ) from None
 
-    @contextmanager
-    def _room(self) -> Iterator[None]:
-        """Says in plain words that the disk is full, or may not be written to."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"no room left on disk for {self.folder}; free some space and run again: what is there is kept"
-                ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
-                raise UserError(
-                    f"{self.folder} cannot be written: {error.strerror}; choose a folder you may write to"
-                ) from error
-            raise
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Says in plain words that the disk is full, or cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no room left on disk for {folder}; free some space and run again: what is there is kept"
+            ) from error
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}; choose a folder you may write to"
+        ) from error
 
 
-def settle(folder: Path) -> bool:
+def refuse_strangers(folder: Path) -> None:
+    """Raises UserError if a table in ``folder`` would replace files that belong to no table and no draft of one."""
+    with _room(folder):
+        if (folder / ABOUT).is_file() or (folder / PART).is_dir():
+            return
+        there = [name for name in (VECTORS, WINDOWS, FAILURES, ABOUT) if os.path.lexists(folder / name)]
+    if there:
+        raise UserError(
+            f"{folder} holds {', '.join(there)} and neither a table nor the beginnings of one, so embedding would "
+            "replace what may be somebody else's; choose another folder, or move it away"
+        )
+
+
+def settle(folder: Path) -> None:
     """Moves finished drafts to their places, if there are any; what a killed run has begun is completed."""
     part = folder / PART
-    if not (part / ABOUT).is_file():
-        if (folder / ABOUT).is_file():
-            shutil.rmtree(part, ignore_errors=True)  # all was moved already
-        return False
-    kept = json.loads((part / ABOUT).read_text(encoding="utf-8"))["kept"]
-    for name in (VECTORS, WINDOWS, FAILURES, ABOUT):  # the last one makes it a table
-        if (part / name).exists() and (name != VECTORS or kept != "parquet"):
-            os.replace(part / name, folder / name)
-    sync(folder)
-    shutil.rmtree(part)
-    return True
+    with _room(folder):
+        if not (part / ABOUT).is_file():
+            if (folder / ABOUT).is_file():
+                shutil.rmtree(part, ignore_errors=True)  # all was moved already
+            return
+        try:
+            kept = json.loads((part / ABOUT).read_text(encoding="utf-8"))["kept"]
+        except (ValueError, KeyError, TypeError):  # damaged; the draft is still there, and writes it again
+            (part / ABOUT).unlink()
+            return
+        if kept == "parquet":
+            (folder / VECTORS).unlink(missing_ok=True)  # of an earlier table
+        for name in (VECTORS, WINDOWS, FAILURES, ABOUT):  # the last one makes it a table
+            if (part / name).exists() and (name != VECTORS or kept != "parquet"):
+                os.replace(part / name, folder / name)
+        sync(folder)
+        shutil.rmtree(part)
 
 
 def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -349,7 +419,7 @@ def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, An
     differ = [name for name in wanted if there.get(name) != wanted[name]]
     if differ:
         told = "; ".join(
-            _which_files(there.get("files") or {}, wanted["files"])
+            _which_files(there.get("files"), wanted["files"])
             if name == "files"
             else f"{name} {_short(there.get(name))}, now {_short(wanted[name])}"
             for name in differ
@@ -359,8 +429,9 @@ def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, An
         )
 
 
-def _which_files(there: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+def _which_files(known: Any, wanted: Mapping[str, str]) -> str:
     """Which files are new, gone, or not what they were (or listed otherwise)."""
+    there = known if isinstance(known, Mapping) else {}
     found = {
         "new": [name for name in wanted if name not in there],
         "gone": [name for name in there if name not in wanted],
@@ -388,9 +459,9 @@ def _write_head(handle: BinaryIO, rows: int, width: int, dtype: np.dtype) -> int
     return handle.tell()
 
 
-def _write_failures(path: Path, failed: Sequence[tuple[str, str | None]]) -> None:
+def _write_failures(path: Path, failed: Sequence[tuple[str, str, int]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([("file", "reason"), *failed])
+        csv.writer(handle).writerows([("file", "reason", "windows"), *failed])
 
 
 def _write_parquet(
@@ -462,23 +533,28 @@ def _named(column: Any) -> np.ndarray:
 def _read_npy(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Memory-mapped, but for nothing at all, which cannot be mapped."""
     try:
-        return np.load(path, mmap_mode="r" if 0 not in shape else None)
+        found = np.load(path, mmap_mode="r" if 0 not in shape else None)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, str(error)) from error
+    if not isinstance(found, np.ndarray):
+        raise _damaged(path, "it is an archive of arrays")
+    return found
 
 
-def _check_column(path: Path) -> None:
+def _check_column(path: Path, kept: str | None) -> None:
     """Raises UserError unless there are vectors in the table."""
     _, parquet = _pyarrow()
     if "vector" not in parquet.read_schema(path).names:
+        if kept == "parquet":
+            raise _damaged(path, "it has no column vector")
         raise UserError(f"{path.with_name(VECTORS)} is missing; embed again into a new folder")
 
 
 def _read_column(path: Path, count: int, width: int, dtype: np.dtype) -> np.ndarray:
     pa, parquet = _pyarrow()
-    vectors = np.empty((count, width), dtype)
     at = 0
     try:
+        vectors = np.empty((count, width), dtype)
         with parquet.ParquetFile(path) as table:
             for batch in table.iter_batches(columns=["vector"]):
                 block = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

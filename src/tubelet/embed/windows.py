@@ -27,7 +27,8 @@ class Span:
     unit: Literal["s", "frames"]
 
     def __str__(self) -> str:
-        return f"{self.amount:g}{'s' if self.unit == 's' else ''}"
+        """What `read_span` reads back as the very same length, however many digits that takes."""
+        return f"{self.amount!r}".removesuffix(".0") + ("s" if self.unit == "s" else "")
 
 
 def read_span(text: str | int, what: str = "window") -> Span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,5 +150,5 @@ def _state(video: Video) -> list[Any] | None:
 
 def _identity(video: Video) -> list[Any]:
     """Path and stamp; what of it is used; the rate, where a list alone knows it."""
-    rate = video.fps if video.path.is_dir() else None
-    return [str(video.path.resolve()), _state(video), video.start, video.end, rate]
+    rate = video.fps if os.path.isdir(video.path) else None
+    return [os.path.realpath(video.path), _state(video), video.start, video.end, rate]

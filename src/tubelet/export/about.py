@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
-from tubelet.export.weights import Encoder, architecture_of
+from tubelet.export.architecture import architecture_of
+from tubelet.export.weights import MADE, Encoder
 
 NOTE = "export.json"
 
@@ -44,4 +45,8 @@ def note(encoder: Encoder) -> str:
 
 
 def _last(value: Any) -> Any:
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+    """Also of the run in "random:RUN@1" and "pixels:RUN", which such an encoder has in its name."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, path = value.partition(":") if value.startswith(MADE) else ("", "", value)
+    return f"{kind}{colon}{PurePath(path).name}" if PurePath(path).is_absolute() else value

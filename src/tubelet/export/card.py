@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,20 @@ def write_card(
 
 
 def licence_id(licence: str) -> str:
-    """The hub's word for a licence: its identifier, "unknown" for what nobody knows, "other" for all else."""
-    word = licence.lower()
-    if word in HUB_LICENCES:
-        return word
-    return UNKNOWN if word.startswith("yours") or word.endswith(UNPROVEN) else "other"
+    """The hub's word for a licence: its identifier, "unknown" for what nobody knows, "other" for all else.
+
+    Of several, joined by "and" or a comma, in any order: "unknown" if one is, else their common word, else "other".
+    """
+    words = {_word(part) for part in re.split(r" and |, ", licence.lower())}
+    if UNKNOWN in words:
+        return UNKNOWN
+    return words.pop() if len(words) == 1 else "other"
+
+
+def _word(licence: str) -> str:
+    if licence in HUB_LICENCES:
+        return licence
+    return UNKNOWN if licence.startswith("yours") or licence.endswith(UNPROVEN) else "other"
 
 
 def _head(encoder: Encoder, story: Story) -> dict[str, Any]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-import yaml
 from torch import Tensor
 
 from tubelet.errors import UserError, nearest
+from tubelet.export.architecture import Architecture
 from tubelet.export.geometry import Geometry
-from tubelet.export.stored import READ, SUFFIXES, candidates, read, weights_file
+from tubelet.export.numbers import LARGEST, entry, positive, whole, wholes
+from tubelet.export.owner import owned, read_card
+from tubelet.export.record import Record, read_record
+from tubelet.export.stored import INDEX, READ, SUFFIXES, candidates, read, weights_file
 from tubelet.files import read_json
 from tubelet.nn.published import (
     VIDEOMAE_HF,
@@ -61,20 +62,20 @@ class Foreign:
 class _Tensors:
     """A file's encoder before it is ours: its family, its tensors under the family's names, and what to call it.
 
-    said: what an export of ours says of itself (`tubelet.export.about.about`), empty for all others.
+    said: what an export of ours says of itself (`tubelet.export.about.about`), None for all others.
     """
 
     file: Path
     family: Family
     state: dict[str, Tensor]
     which: str
-    said: dict[str, Any] = field(default_factory=dict)
+    said: Record | None = None
 
 
 def is_foreign(path: Path) -> bool:
     """Whether ``path`` is a file of weights, or a folder that holds one or a `config.json`, and no encoder of ours."""
     if path.is_file():
-        return path.name.endswith(SUFFIXES)
+        return path.name.endswith((*SUFFIXES, INDEX))
     if not path.is_dir() or (path / "encoder.json").is_file() or any(path.glob("encoder*/encoder.json")):
         return False
     return (path / "config.json").is_file() or bool(candidates(path, SUFFIXES))
@@ -100,32 +101,37 @@ def read_foreign(
     except ValueError as error:
         raise UserError(f"{file} is no {family.name} encoder of videos: {error}; {READ}") from error
     geometry, said, teller = _geometry(found, shape), found.said, file
-    known = said.get("heads")
-    if family in (VJEPA2_HF, VIDEOMAE_HF):
-        shape, known, geometry, said = _configured(file.parent, family)
+    known = None if said is None else said.architecture.heads
+    configured = family in (VJEPA2_HF, VIDEOMAE_HF)
+    if configured:
         teller = file.parent / "config.json"
+        known, geometry, said = _configured(file, family, shape)
     if known is not None and heads not in (None, known):
         raise UserError(f"heads={heads}, but {teller} says {known}; leave heads out")
     usual = family.heads.get((shape.dim, shape.depth))
     guessed = known is None and heads is None
     heads = next((one for one in (known, heads, usual) if one is not None), None)
-    if heads is None or heads < 1:
+    if heads is None:
         raise UserError(
             f"{file} is {shape.dim} wide and {shape.depth} deep, no size of {family.name} that is known, and its "
             f"tensors do not tell the number of attention heads; say heads=NUMBER"
-            + ("" if heads is None else f", not {heads}")
         )
-    model = _empty(file, shape, heads, family, allow_partial, said.get("init_std", 0.02))
+    if heads < 1:
+        raise UserError(
+            f"heads={heads}: {file} has one attention head or more; say heads=NUMBER, not {heads}"
+        )
+    drawn = {} if said is None else {"init_std": said.architecture.init_std}
+    model = _empty(file, Architecture(shape, heads, family.positions, **drawn), allow_partial)
     fit = fill(model, family, found.state)
     about = {
         "source": str(path),
         "kind": family.name,
         "licence": family.licence,
         "which": found.which,
-        **said.get("provenance", {}),
+        **({} if said is None else said.provenance),
     }
-    if family.licence == "unknown":
-        about |= _card(file.parent, about["licence"])
+    if configured:
+        about = read_card(file.parent, about)
     told = (
         f"{fit.matched} tensors matched, {_some(fit.missing)} missing, {_some(fit.unexpected)} unexpected, "
         f"{_some(fit.reshaped)} of another shape"
@@ -140,9 +146,13 @@ def read_foreign(
     left = f"; left random: {_some(fit.left_random)}" if fit.left_random else ""
     assumed = f", {heads} heads as is usual for its size (say heads=NUMBER if not)" if guessed else ""
     log.info(f"{path}: {family.name} ({found.which}){assumed}, licence {about['licence']}: {told}{left}")
-    stem = path.name if path.is_dir() else re.sub(r"(\.(pt|pth|tar|bin|ckpt|safetensors))+$", "", path.name)
+    stem = (
+        path.name
+        if path.is_dir()
+        else re.sub(r"(\.(pt|pth|tar|bin|ckpt|safetensors|index\.json))+$", "", path.name)
+    )
     # a folder for transformers may have been trained further there, which keeps our words in its config
-    exported = None if partial or family in (VJEPA2_HF, VIDEOMAE_HF) else said.get("digest")
+    exported = None if partial or configured or said is None else said.digest
     return Foreign(model, geometry, str(about.get("name", stem)), {**about, **partial}, exported)
 
 
@@ -200,46 +210,19 @@ def _jepa(file: Path, content: Mapping[str, Any], jepa: list[str], which: str | 
     return _Tensors(file, family, state, chosen, _said(file, content.get("tubelet")))
 
 
-def _said(file: Path, about: Any) -> dict[str, Any]:
-    """What ``about``, of a file or its config, says as an export of ours does: "geometry", "provenance", "digest".
+def _said(file: Path, about: Any) -> Record | None:
+    """What ``about``, of a file or its config, says as an export of ours does; None if it is not there.
 
-    And of its architecture what tensors do not show: "heads" and "init_std".
-
-    Empty if it is not there. Raises UserError if it is there and makes no sense: without it, clips would be sampled at
-    another rate.
+    Raises UserError if it is there and makes no sense: without it, clips would be sampled at another rate.
     """
     if about is None:
-        return {}
+        return None
     try:
-        stored, provenance = dict(about["geometry"]), dict(about["provenance"])
-        json.dumps(provenance)  # what is no text or number could not be written with the encoder
-        pixels = {name: tuple(map(float, stored[name])) for name in ("mean", "std")}
-        geometry = Geometry(
-            int(stored["frames"]),
-            None if stored["fps"] is None else float(stored["fps"]),
-            int(stored["frame_step"]),
-            int(stored["crop_size"]),
-            **pixels,
-        )
-        numbers = (geometry.frames, geometry.fps or 1, geometry.frame_step, geometry.crop_size, *geometry.std)
-        if not all(0 < number < math.inf for number in numbers):
-            raise ValueError("a number is not positive")
-        built = dict(about["architecture"])
-        heads, init_std = int(built["heads"]), float(built["init_std"])
-        if heads < 1 or not isinstance(about["digest"], str):
-            raise ValueError("heads or digest are none")
-    except (KeyError, TypeError, ValueError) as error:
+        return read_record(about)
+    except ValueError as error:
         raise UserError(
-            f'{file} says under "tubelet" nothing that an export of ours says ({error!r}); export it again'
+            f'{file} says under "tubelet" nothing that an export of ours says ({error}); export it again'
         ) from error
-    digest = about["digest"]
-    return {
-        "geometry": geometry,
-        "provenance": provenance,
-        "heads": heads,
-        "init_std": init_std,
-        "digest": digest,
-    }
 
 
 def _geometry(found: _Tensors, shape: Shape) -> Geometry:
@@ -248,8 +231,8 @@ def _geometry(found: _Tensors, shape: Shape) -> Geometry:
     Raises UserError if positions were added that differ from those that are computed.
     """
     family = found.family
-    if found.said:
-        return found.said["geometry"]
+    if found.said is not None:
+        return found.said.geometry
     geometry = Geometry(family.frames, family.fps, family.frame_step, family.crop_size)
     if not isinstance(family.positions, SinCos):
         return geometry
@@ -268,12 +251,14 @@ def _geometry(found: _Tensors, shape: Shape) -> Geometry:
     return Geometry(time * shape.patch[0], family.fps, family.frame_step, side * shape.patch[1])
 
 
-def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry, dict[str, Any]]:
-    """Shape, heads and clips that a Hugging Face config.json and its preprocessor's config tell; `_said` of it.
+def _configured(weights: Path, family: Family, shape: Shape) -> tuple[int, Geometry, Record | None]:
+    """Heads and clips that a Hugging Face config.json and its preprocessor's config tell; `_said` of it.
 
-    Frames and crop are the config's own, which its owner may have changed; the rate of frames is in ours alone.
+    shape: of the tensors in ``weights``. Frames and crop are the config's own, which its owner may have changed; the
+    rate of frames is in ours alone. Raises UserError for a config that is not of these tensors: nothing is built that
+    is only in the config, such as a million blocks.
     """
-    file = folder / "config.json"
+    file = weights.parent / "config.json"
     config = read_json(file) if file.is_file() else {}
     if MODEL_TYPES.get(str(config.get("model_type"))) is not family:
         what = f'says model_type "{config.get("model_type")}"' if config else "is not there"
@@ -283,16 +268,30 @@ def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry, dic
         )
     jepa = family is VJEPA2_HF
     try:
-        eps, act = float(config["layer_norm_eps"]), config["hidden_act"]
-        dim, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        hidden = int(dim * config["mlp_ratio"] if jepa else config["intermediate_size"])
-        patch = (int(config["tubelet_size"]), *_pair(config["patch_size"]))
-        channels = int(config["in_chans" if jepa else "num_channels"])
-        shape = Shape(dim, int(config["num_hidden_layers"]), hidden, patch, channels)
-        crop, other = _pair(config["crop_size" if jepa else "image_size"])
-        frames = int(config["frames_per_clip" if jepa else "num_frames"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not the config of {family.name}: {error!r}; copy it again") from error
+        eps, act = positive(config, "layer_norm_eps"), entry(config, "hidden_act")
+        dim, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+        sizes = {
+            "hidden_size": (dim, shape.dim),
+            "num_hidden_layers": (whole(config, "num_hidden_layers"), shape.depth),
+            "tubelet_size": (whole(config, "tubelet_size"), shape.patch[0]),
+            "patch_size": (_pair(config, "patch_size"), shape.patch[1:]),
+        }
+        channels = "in_chans" if jepa else "num_channels"
+        sizes[channels] = (whole(config, channels), shape.channels)
+        if jepa:
+            hidden = int(min(dim * positive(config, "mlp_ratio"), LARGEST))  # the ratio may be any number
+            sizes["hidden_size * mlp_ratio"] = (hidden, shape.hidden)
+        else:
+            sizes["intermediate_size"] = (whole(config, "intermediate_size"), shape.hidden)
+        crop, other = _pair(config, "crop_size" if jepa else "image_size")
+        frames = whole(config, "frames_per_clip" if jepa else "num_frames")
+    except ValueError as error:
+        raise UserError(f"{file} is not the config of {family.name}: {error}; copy it again") from error
+    if wrong := [f"{name} {says} instead of {has}" for name, (says, has) in sizes.items() if says != has]:
+        raise UserError(
+            f"{weights} does not fit the encoder that {file} describes: {', '.join(wrong)}; keep weights and "
+            f"config.json as they were published, in one folder"
+        )
     if act != "gelu":
         raise UserError(f'{file} asks for hidden_act "{act}"; our encoder has gelu')
     # published VideoMAE configs say 1e-12 of encoders trained with 1e-6; the outputs differ by less than 1e-5
@@ -301,74 +300,25 @@ def _configured(folder: Path, family: Family) -> tuple[Shape, int, Geometry, dic
     if crop != other:
         raise UserError(f"{file} says image_size {crop} x {other}; clips are square here")
     said = _said(file, config.get("tubelet"))
-    geometry = said.get("geometry", Geometry(fps=family.fps, frame_step=family.frame_step))
-    pixels: dict[str, tuple[float, ...]] = {}
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        about = read_json(folder / name) if (folder / name).is_file() else {}
-        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-            if isinstance(values := about.get(theirs), list) and len(values) == channels:
-                pixels[ours] = tuple(map(float, values))
-    return shape, heads, replace(geometry, frames=frames, crop_size=crop, **pixels), said
+    geometry = Geometry(fps=family.fps, frame_step=family.frame_step) if said is None else said.geometry
+    return heads, owned(file.parent, geometry, frames, crop, shape.channels), said
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    one, other = value if isinstance(value, list) else (value, value)
-    return int(one), int(other)
+def _pair(config: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    return wholes(config, name, 2) if isinstance(config.get(name), list) else (whole(config, name),) * 2
 
 
-def _empty(file: Path, shape: Shape, heads: int, family: Family, drawn: bool, init_std: float) -> ViT:
+def _empty(file: Path, architecture: Architecture, drawn: bool) -> ViT:
     """A ViT without values, or with those of a first draw."""
     try:
-        with torch.device("meta"):
-            model = ViT(
-                shape.dim,
-                shape.depth,
-                heads,
-                shape.hidden,
-                shape.patch,
-                shape.channels,
-                family.positions,
-                init_std,
-            )
+        model = architecture.empty().to_empty(device="cpu")
     except ValueError as error:
         raise UserError(f"{file}: {error}") from error
-    model = model.to_empty(device="cpu")
     if drawn:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model.init_weights()
     return model
-
-
-def _card(folder: Path, said: str) -> dict[str, str]:
-    """What a model card, README.md, names in its head: "licence" (``said`` if none), "licence_link", "base_model".
-
-    The card is where the owner of a repository says it, so it goes first; but where it only has the hub's word for
-    what ``said`` spells out, ``said`` stays. Of several licences all are kept.
-    """
-    try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        head = re.match(r"---\s*\n(.*?)\n---", text, re.S)
-        about = yaml.safe_load(head[1]) if head else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        about = None
-    if not isinstance(about, dict):
-        return {"licence": said}
-    found = {"licence": said}
-    words = [str(word) for word in _listed(about.get("license")) if isinstance(word, str)]
-    if words == ["other"] and isinstance(name := about.get("license_name"), str):
-        words = [name]
-    licence = ", ".join(words)
-    if licence and licence not in ("unknown", said.lower()):
-        found["licence"] = licence
-    if isinstance(link := about.get("license_link"), str):
-        found["licence_link"] = link
-    base = [str(one) for one in _listed(about.get("base_model")) if isinstance(one, str)]
-    return found | ({"base_model": ", ".join(base)} if base else {})
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tubelet.export.numbers import finite, named, positive, positives, whole
 
 
 @dataclass(frozen=True)
@@ -19,3 +22,21 @@ class Geometry:
     crop_size: int = 224
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+def read_geometry(stored: Any) -> Geometry:
+    """The geometry that `dataclasses.asdict` made ``stored`` of.
+
+    Raises ValueError for anything that is not exactly that, for numbers that are none or not above 0 (means may be),
+    and for a mean without its std.
+    """
+    stored = named(stored, "geometry", (field.name for field in fields(Geometry)))
+    mean = finite(stored, "mean")
+    return Geometry(
+        whole(stored, "frames"),
+        None if stored["fps"] is None else positive(stored, "fps"),
+        whole(stored, "frame_step"),
+        whole(stored, "crop_size"),
+        mean,
+        positives(stored, "std", len(mean)),
+    )

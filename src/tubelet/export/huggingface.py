@@ -50,7 +50,8 @@ def write_hf(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Written
         raise UserError(
             f"to=hf is checked by opening it with transformers, which is not installed: {EXTRA}"
         ) from error
-    encoder = replace(encoder, provenance=about(encoder)["provenance"])
+    leaving = about(encoder)["provenance"]
+    encoder = replace(encoder, name=leaving["name"], provenance=leaving)
     kind = kind_of(model)
     named, write = {
         "vjepa2": ("VJEPA2Model", _write_vjepa2),

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+# not used here: of files that those below need, transformers 4.57 and 5.0 copy only what this one names
+from tubelet.errors import nearest  # noqa: F401
 from tubelet.nn.block import Block
 from tubelet.nn.tokens import build_positions, patchify
 from tubelet.types import Grid
 
 
-class TubeletConfig(PreTrainedConfig):
+class TubeletConfig(PretrainedConfig):
     """Size and positions of an encoder, as its `encoder.json` has them, and the clips that it was trained on."""
 
     model_type = "tubelet"

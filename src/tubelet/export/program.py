@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from tubelet.errors import UserError
-from tubelet.export.about import NOTE, note
+from tubelet.export.about import NOTE, about, note
 from tubelet.export.check import Written
 from tubelet.export.hub import EXTRA
 from tubelet.export.story import Story
@@ -58,8 +58,8 @@ def write_onnx(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Writt
             _traced(encoder, model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
         )
     assert program is not None, "dynamo=True returns what it has made"
-    provenance = encoder.provenance
-    said = {"licence": str(provenance["licence"]), "source": str(provenance["source"]), NOTE: note(encoder)}
+    leaving = about(encoder)["provenance"]
+    said = {"licence": str(leaving["licence"]), "source": str(leaving["source"]), NOTE: note(encoder)}
     program.model.metadata_props.update(said)
     program.save(file)
     (draft / NOTE).write_text(note(encoder), encoding="utf-8")
@@ -74,7 +74,7 @@ def write_onnx(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Writt
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the libraries say of their own workings: pages of it, and nothing for whoever exports."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -98,7 +98,11 @@ def _traced(encoder: Encoder, model: ViT) -> ExportedProgram:
     clip = torch.zeros(2, model.channels, 4 * depth, side, side)
     shapes = {INPUT: {0: Dim("batch"), 2: depth * Dim("tubelets", min=2)}}
     with torch.no_grad():
-        return torch.export.export(model, (clip,), dynamic_shapes=shapes)
+        program = torch.export.export(model, (clip,), dynamic_shapes=shapes)
+    # every node knows from which lines of which files it came, and both formats would write that down
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _shapes(encoder: Encoder, model: ViT) -> tuple[str, ...]:

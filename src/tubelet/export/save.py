@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from tubelet.errors import UserError, nearest
 from tubelet.export.about import with_origin
@@ -47,7 +50,8 @@ def export(
     from, for cost and evaluations on the model card of "hf" (`tubelet.export.story`). The folder gets its name only
     once its outputs on random clips, one and two at a time, are those of the encoder: bit by bit for "safetensors" and
     "vjepa2", within 1e-4 of the largest output for what other code computes. Raises UserError for an ``out`` that
-    holds anything, for an encoder that the format cannot express, and if a library is missing.
+    holds anything, for an encoder that the format cannot express, that is not float32 or whose clips do not divide
+    into its tubelets, and if a library is missing.
     """
     out = Path(out).resolve()  # "." has no name that a draft could take
     if to not in WRITERS:
@@ -57,12 +61,33 @@ def export(
     model = encoder.model
     if not isinstance(model, ViT):
         raise UserError(f"{encoder.name} has no weights to export; name a run or a file of weights")
+    _refuse_misfit(encoder, model)
     encoder = replace(encoder, provenance=with_origin(encoder))
     story = Story() if run is None or to != "hf" else story_of(run, encoder.digest)
     with replace_folder(out) as draft:
         written = WRITERS[to](encoder, model, draft, story)
         difference = compare(model, encoder.geometry, written)
     return Exported(out, encoder, difference, written.told)
+
+
+def _refuse_misfit(encoder: Encoder, model: ViT) -> None:
+    """What could not be run, or would be another encoder once it is written."""
+    if others := {tensor.dtype for tensor in model.state_dict().values()} - {torch.float32}:
+        raise UserError(
+            f"{encoder.name} has weights of {', '.join(sorted(map(str, others)))}, and what is exported is float32; "
+            f"load it again, which makes it that"
+        )
+    clips, tubelet = encoder.geometry, " x ".join(map(str, model.patch))
+    for knob, value, part in (
+        ("frames", clips.frames, model.patch[0]),
+        ("crop_size", clips.crop_size, math.lcm(*model.patch[1:])),
+    ):
+        if value < 1 or value % part:
+            fits = max(1, round(value / part)) * part
+            raise UserError(
+                f"{knob}={value} does not divide into the tubelets of {encoder.name} ({tubelet} frames, height, "
+                f"width); load it with {knob}={fits} (--{knob.replace('_', '-')} {fits})"
+            )
 
 
 def refuse_filled(out: Path) -> None:

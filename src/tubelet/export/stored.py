@@ -17,9 +17,11 @@ from torch import Tensor
 from tubelet.errors import UserError
 from tubelet.files import read_json, unread
 
-PICKLED = (".pt", ".pth", ".tar", ".bin", ".ckpt")
-SUFFIXES = (*PICKLED, ".safetensors")
+SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")
 INDEX = ".index.json"
+# what transformers' Trainer keeps beside weights
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)")
+_OLDER = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 READ = (
     "read are V-JEPA, V-JEPA 2 and 2.1 and VideoMAE files as published, and Hugging Face folders of "
     "VJEPA2Model and VideoMAEModel"
@@ -41,21 +43,26 @@ DAMAGED = (
 
 
 def weights_file(path: Path) -> Path:
-    """The one file of weights that ``path`` is or holds; of a sharded set, its index."""
+    """The one file of weights that ``path`` is or holds; of a sharded set, its index.
+
+    Of a folder that holds `pytorch_model.bin` beside `model.safetensors`, as the hub's do, the latter. Raises UserError
+    if there is no file, or any other that could be meant too.
+    """
     if path.is_file():
         return path
+    found = [file for file in candidates(path, SUFFIXES) if not _NO_WEIGHTS.fullmatch(file.name)]
     index = path / f"model.safetensors{INDEX}"
     if index.is_file():
-        return index
-    for suffixes in ((".safetensors",), PICKLED):
-        found = candidates(path, suffixes)
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found[:4])
-            raise UserError(
-                f"{path} holds {len(found)} files of weights ({names}); name the one that is meant"
-            )
-        if found:
-            return found[0]
+        shards = set(_weight_map(index).values())
+        found = [index, *(file for file in found if file.name not in shards)]
+    if any(file.name in ("model.safetensors", index.name) for file in found):
+        # the hub keeps the same weights in their older form beside the newer one
+        found = [file for file in found if not _OLDER.fullmatch(file.name)]
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:4])
+        raise UserError(f"{path} holds {len(found)} files of weights ({names}); name the one that is meant")
+    if found:
+        return found[0]
     raise UserError(f"{path} has a config.json but no weights beside it (model.safetensors); {READ}")
 
 
@@ -107,15 +114,32 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise UserError(f"{index} has no weight_map of names; copy it again")
+    shards = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(shards.values())):
         # an index from elsewhere names files beside it, and no others
         if Path(name).name != name:
             raise UserError(f'{index} names "{name}", which is not beside it; it is not read')
+        if not name.endswith(".safetensors"):
+            raise UserError(f'{index} names "{name}", which is no file of safetensors; it is not read')
         if not (index.parent / name).is_file():
             raise UserError(f"{index} names {name}, which is not there; copy it too")
         tensors |= read_tensors(index.parent / name)
+    if absent := sorted(shards.keys() - tensors.keys()):
+        raise UserError(
+            f"{index} names {len(absent)} tensors that are in none of its files ({', '.join(absent[:3])}); copy index "
+            f"and files again"
+        )
     return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensors' names -> their files'."""
+    shards = read_json(index).get("weight_map")
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(name, str) for name in shards.values())
+    ):
+        raise UserError(f"{index} has no weight_map of names; copy it again")
+    return shards

@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tubelet.errors import UserError, nearest
+from tubelet.export.architecture import architecture_of
+from tubelet.export.exact import load_exactly
 from tubelet.export.foreign import is_foreign, read_foreign
 from tubelet.export.geometry import Geometry
 from tubelet.export.hub import SCHEME, pull
-from tubelet.export.stored import read_tensors, weights_file
+from tubelet.export.numbers import whole
+from tubelet.export.owner import owned, read_card
+from tubelet.export.record import Record, read_record
+from tubelet.export.stored import INDEX, SUFFIXES, weights_file
 from tubelet.files import read_json, replace_folder, write_json
 from tubelet.nn.pixels import Pixels
-from tubelet.nn.tokens import build_positions, name_positions
 from tubelet.nn.vit import ViT, build_vit
 from tubelet.tensors import write_tensors
 
 FORMAT = 1
+CONFIG = "config.json"  # of a folder for transformers
+MADE = ("random:", "pixels:")  # how encoders are named that may be made like a run's, of no weights
 UNTRAINED = "random initialisation"  # the source of such weights
 
 
@@ -61,9 +69,13 @@ class Encoder:
 
 
 def digest(model: ViT | Pixels) -> str:
-    """16 hex digits over architecture, names, shapes and bytes of all weights."""
+    """16 hex digits over architecture, names, types, shapes and bytes of all weights."""
+    return _digest(model, model.state_dict())
+
+
+def _digest(model: ViT | Pixels, state: Mapping[str, Tensor]) -> str:
     seen = hashlib.sha256(json.dumps(architecture_of(model), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()[:16]
@@ -72,7 +84,8 @@ def digest(model: ViT | Pixels) -> str:
 def save_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict[str, Any]) -> None:
     """Writes ``folder`` whole or not at all: `model.safetensors` (float32) and `encoder.json`.
 
-    An earlier ``folder`` is replaced only once the new one is complete. Raises UserError if the disk is full.
+    The digest in it is that of what is written, which for a model of another type is not the model's own. An earlier
+    ``folder`` is replaced only once the new one is complete. Raises UserError if the disk is full.
     """
     with replace_folder(folder) as new:
         write_encoder(model, new, geometry, provenance)
@@ -89,7 +102,7 @@ def write_encoder(model: ViT, folder: Path, geometry: Geometry, provenance: dict
         "format": FORMAT,
         "architecture": architecture_of(model),
         "geometry": asdict(geometry),
-        "digest": digest(model),
+        "digest": _digest(model, state),
         "parameters": sum(p.numel() for p in model.parameters()),
         "provenance": provenance,
     }
@@ -134,13 +147,16 @@ def _load(
 ) -> Encoder:
     text = str(spec)
     if text.partition(":")[0] in ("random", "pixels"):
+        _refuse(text, "is made here, and no file is read for it", which, allow_partial, heads)
         return _untrained(text, geometry)
     if text.startswith(SCHEME):
         folder, revision = pull(text)
         pulled = _load(folder, geometry, which, allow_partial, heads)
         about = {**pulled.provenance, "source": text, "revision": revision}
         return replace(pulled, name=text.removeprefix(SCHEME), provenance=about)
+    ours = "is an encoder of ours: it says what it is, and must fit whole"
     if _is_resaved(Path(spec)):
+        _refuse(text, ours, which, allow_partial, heads)
         return _resaved(Path(spec), geometry)
     if is_foreign(Path(spec)):
         foreign = read_foreign(Path(spec), which, allow_partial, heads)
@@ -152,49 +168,83 @@ def _load(
             )
         return found
     folder = _find(Path(spec), which)
-    about = read_json(folder / "encoder.json")
-    if about.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / 'encoder.json'} has format {about.get('format')}, this version reads {FORMAT}; load it with "
-            "the version that wrote it, or update tubelet"
-        )
-    try:
-        model = _build(about["architecture"])
-        stored = _stored_geometry(about)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'encoder.json'} is not an encoder of this version: {error!r}") from error
-    _load_exactly(model, folder / "model.safetensors")
-    name = about.get("provenance", {}).get("name", folder.parent.name)
-    found = _finish(model, geometry or stored, name, about.get("provenance", {}))
-    if found.digest != about.get("digest"):
+    _refuse(text, ours, None, allow_partial, heads)
+    record = _recorded(folder)
+    model = load_exactly(record.architecture, folder / "model.safetensors")
+    if _is_ours(folder):
+        record = _owned(folder, record)
+    name = str(record.provenance.get("name", folder.parent.name))
+    found = _finish(model, geometry or record.geometry, name, record.provenance)
+    if found.digest != record.digest:
         raise UserError(
             f"{folder / 'model.safetensors'}: its weights are not those that encoder.json describes (digest "
-            f"{found.digest} instead of {about.get('digest')}); one of the two is damaged or of another encoder: copy "
-            "both again"
+            f"{found.digest} instead of {record.digest}); one of the two is damaged or of another encoder: copy both "
+            "again"
         )
     return found
 
 
+def _refuse(spec: str, why: str, which: str | None, allow_partial: bool, heads: int | None) -> None:
+    """Raises UserError for a knob of published weights that was given for what has none."""
+    given = {"which": which, "allow_partial": allow_partial or None, "heads": heads}
+    for knob, value in given.items():
+        if value is not None:
+            raise UserError(f"{knob}={value}: {spec} {why}; leave {knob} out")
+
+
+def _recorded(folder: Path) -> Record:
+    """What `encoder.json` says; raises UserError unless it is whole and of this version."""
+    file = folder / "encoder.json"
+    about = read_json(file)
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{file} has format {about.get('format')}, this version reads {FORMAT}; load it with the version that "
+            "wrote it, or update tubelet"
+        )
+    try:
+        return read_record(about)
+    except ValueError as error:
+        raise UserError(f"{file} is not an encoder of this version: {error}; copy it again") from error
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether ``folder`` is an export of ours for transformers whose code it brings along."""
+    config = folder / CONFIG
+    return config.is_file() and read_json(config).get("model_type") == "tubelet"
+
+
+def _owned(folder: Path, record: Record) -> Record:
+    """``record`` with what the folder's owner may have changed since: licence, frames and crop, mean and std."""
+    file, channels = folder / CONFIG, record.architecture.shape.channels
+    config = read_json(file)
+    try:
+        frames, crop_size = whole(config, "frames_per_clip"), whole(config, "crop_size")
+    except ValueError as error:
+        raise UserError(f"{file} is not the config of an encoder: {error}; export it again") from error
+    geometry = owned(folder, record.geometry, frames, crop_size, channels)
+    return replace(record, geometry=geometry, provenance=read_card(folder, record.provenance))
+
+
 def _is_resaved(folder: Path) -> bool:
     """Whether ``folder`` is an export of ours for transformers, saved again by it: no `encoder.json`, our own type."""
-    config = folder / "config.json"
-    if (folder / "encoder.json").is_file() or not config.is_file():
+    if (folder / "encoder.json").is_file() or any(folder.glob("encoder*/encoder.json")):
         return False
-    return read_json(config).get("model_type") == "tubelet" and not any(folder.glob("encoder*/encoder.json"))
+    return _is_ours(folder)
 
 
 def _resaved(folder: Path, geometry: Geometry | None) -> Encoder:
     """Such a folder: its weights may be others by now, so no digest is expected of them."""
-    file = folder / "config.json"
-    about = read_json(file)
+    file = folder / CONFIG
     try:
-        said = about["tubelet"]
-        model, stored = _build(said["architecture"]), _stored_geometry(said)
-        provenance = {**said["provenance"], "saved_again": "by transformers"}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not the config of an export of this version: {error!r}") from error
-    _load_exactly(model, weights_file(folder))
-    return _finish(model, geometry or stored, str(provenance.get("name", folder.name)), provenance)
+        record = read_record(read_json(file).get("tubelet"))
+    except ValueError as error:
+        raise UserError(
+            f'{file} is not the config of an export of this version ("tubelet": {error}); export it again'
+        ) from error
+    record = _owned(folder, record)
+    model = load_exactly(record.architecture, weights_file(folder))
+    provenance = {**record.provenance, "saved_again": "by transformers"}
+    return _finish(model, geometry or record.geometry, str(provenance.get("name", folder.name)), provenance)
 
 
 def _find(path: Path, which: str | None) -> Path:
@@ -203,6 +253,11 @@ def _find(path: Path, which: str | None) -> Path:
         raise UserError(
             f"{path} does not exist; an encoder is a run folder, an encoder/ folder, a checkpoint, a "
             f'file or folder of published weights, "hf://OWNER/NAME", "random:vit_tiny" or "pixels"'
+        )
+    if path.is_file():
+        raise UserError(
+            f"{path} is no encoder: the files of weights that are read end in {', '.join(SUFFIXES)} or "
+            f".safetensors{INDEX}; name one of those, or call it so if it is one"
         )
     if (path / "encoder.json").is_file() and which is None:
         return path
@@ -236,79 +291,25 @@ def _untrained(text: str, geometry: Geometry | None) -> Encoder:
     like, _, seed = rest.partition("@")
     if seed and not seed.isdigit():
         raise UserError(f'"{text}": the seed after @ must be a whole number, not "{seed}"')
-    about = None
+    record = None
     if like and Path(like).is_dir():
-        about = read_json(_find(Path(like), None) / "encoder.json")
-        geometry = geometry or _stored_geometry(about)
+        record = _recorded(_find(Path(like), None))
+        geometry = geometry or record.geometry
     if kind == "pixels":
-        if like and about is None:
+        if like and record is None:
             raise UserError(f'"{text}": {like} is no run; write "pixels", or "pixels:" and a run folder')
-        model = Pixels(tuple(about["architecture"]["patch"])) if about else Pixels()
+        model = Pixels(record.architecture.shape.patch) if record else Pixels()
         return _finish(model, geometry or Geometry(), text, {"source": "raw pixels"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed or 0))
         try:
-            model = _build(about["architecture"]) if about else build_vit(like)
+            model = record.architecture.empty().to_empty(device="cpu") if record else build_vit(like)
         except ValueError as error:
             raise UserError(str(error)) from error
         model.init_weights()
     return _finish(model, geometry or Geometry(), text, {"source": UNTRAINED})
 
 
-def _stored_geometry(about: dict[str, Any]) -> Geometry:
-    stored: dict[str, Any] = about["geometry"]
-    return Geometry(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
-
-
 def _finish(model: ViT | Pixels, geometry: Geometry, name: str, provenance: dict[str, Any]) -> Encoder:
     model.requires_grad_(False).eval()
     return Encoder(model, geometry, name, digest(model), provenance)
-
-
-def architecture_of(model: ViT | Pixels) -> dict[str, Any]:
-    """What builds the model again, without its weights: JSON."""
-    if isinstance(model, Pixels):
-        return {"kind": "pixels", "patch": model.patch, "channels": model.channels, "cells": model.cells}
-    positions, base = name_positions(model.positions)
-    return {
-        "kind": "vit",
-        "dim": model.dim,
-        "depth": model.depth,
-        "heads": model.heads,
-        "hidden": model.hidden,
-        "patch": list(model.patch),
-        "channels": model.channels,
-        "positions": positions,
-        "positions_base": base,
-        "init_std": model.init_std,
-    }
-
-
-def _build(about: dict[str, Any]) -> ViT:
-    about = dict(about)
-    if about.pop("kind") != "vit":
-        raise ValueError("only ViT encoders are stored")
-    positions = build_positions(about.pop("positions"), about.pop("positions_base"))
-    patch = tuple(about.pop("patch"))
-    with torch.device("meta"):
-        model = ViT(**about, patch=patch, positions=positions)
-    return model.to_empty(device="cpu")
-
-
-def _load_exactly(model: ViT, file: Path) -> None:
-    """Every tensor of the model from the file, every tensor of the file into the model, or an error."""
-    state = read_tensors(file)
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    surplus = sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & state.keys())
-        if state[name].shape != expected[name].shape
-    ]
-    if missing or surplus or shapes:
-        raise UserError(
-            f"{file} does not fit the encoder described beside it: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(surplus)} unexpected {surplus[:3]}, {len(shapes)} of another shape {shapes[:3]}"
-        )
-    model.load_state_dict(state)

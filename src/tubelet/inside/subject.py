@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tubelet.errors import UserError
+from tubelet.export.foreign import is_foreign
+from tubelet.export.hub import SCHEME
 from tubelet.export.weights import Encoder, load_encoder
 
 
@@ -41,13 +43,16 @@ def read_subjects(
     """Loads the encoders ``specs`` names.
 
     names: what to call them (default: their own names, or how they were called where two would be the same). layers: to
-    be looked at (default: all, the embedding too). allow_partial, heads: as for `load_encoder`. Raises UserError for a
+    be looked at (default: all, the embedding too). allow_partial, heads: as for `load_encoder`,
+    of those that are published weights. Raises UserError for a
     number of names that is not that of encoders, for an encoder that is named twice, and for a layer that one of them
     has not.
     """
     if names is not None and len(names) != len(specs):
         raise UserError(f"names={','.join(names)}: {len(names)} names for {len(specs)} encoders")
-    loaded = [load_encoder(spec, allow_partial=allow_partial, heads=heads) for spec in specs]
+    # beside published weights stand encoders of ours and untrained ones, which have no such knobs
+    published = {"allow_partial": allow_partial, "heads": heads}
+    loaded = [load_encoder(spec, **(published if _is_published(spec) else {})) for spec in specs]
     called = list(names) if names is not None else _names(specs, loaded)
     if twice := [name for name, count in Counter(called).items() if count > 1]:
         raise UserError(f'two encoders are called "{twice[0]}"; tell them apart with names=')
@@ -62,6 +67,10 @@ def read_subjects(
             )
         subjects.append(Subject(name, spec, encoder, wanted))
     return subjects
+
+
+def _is_published(spec: str) -> bool:
+    return spec.startswith(SCHEME) or is_foreign(Path(spec))
 
 
 def _names(specs: Sequence[str], loaded: Sequence[Encoder]) -> list[str]:

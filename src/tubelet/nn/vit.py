@@ -111,7 +111,7 @@ class ViT(nn.Module):
             )
         tokens = self.embed(clip, keep)
         rotation = self.rotation(self.grid(clip), keep, clip.device)
-        found = {0: tokens}
+        found = {0: tokens} if 0 in which else {}  # what nobody asks for is freed as soon as it is used
         for number, block in enumerate(self.blocks[: max(which)], start=1):
             tokens = block(tokens, rotation)
             if number in which:

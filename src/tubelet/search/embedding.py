@@ -12,6 +12,7 @@ from tubelet.embed.table import ABOUT, Embeddings
 from tubelet.errors import UserError
 from tubelet.evaluate.head import head_digest
 from tubelet.evaluate.source import Views
+from tubelet.export.foreign import is_foreign
 from tubelet.export.weights import Encoder, load_encoder
 from tubelet.train.parallel import resolve_device
 
@@ -36,12 +37,15 @@ def embed_query(
     _check_told(table)
     if not isinstance(encoder, Encoder):
         named = about["encoder"]
-        spec, how = encoder or named.get("spec"), ("which", "heads", "allow_partial")
+        spec = encoder or named.get("spec")
         if spec is None:
             raise UserError(
                 f"the query has to be embedded by the encoder that made {table.folder}, {named['name']} (digest "
                 f"{named['digest']}), and the table does not say where that is; say encoder=SPEC (--encoder)"
             )
+        # elsewhere the same weights may be an encoder of ours by now, which says itself how it is read
+        same = encoder is None or is_foreign(Path(spec))
+        how = ("which", "heads", "allow_partial") if same else ("which",)
         try:
             encoder = load_encoder(spec, **{name: named[name] for name in how if name in named})
         except UserError as error:
