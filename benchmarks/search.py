@@ -1,12 +1,14 @@
 """What search finds on labelled video, with encoders of ours, and how fast a ViT-L goes over the same files.
 
-    python benchmarks/search.py ENCODER [ENCODER ...] --data LABELS --out runs/search [--window 10s] [--large]
+    python benchmarks/search.py [NAME=]ENCODER ... --data LABELS --out runs/search [--window 10]
+        [--large] [--against NAME]
 
 Every window is embedded by each encoder, in a process of its own whose anonymous memory is polled, and `tubelet search
 --evaluate` judges the table. Of each file as many clips are averaged as it takes to see the whole window. --large
 first writes a file as Meta publishes V-JEPA 2's ViT-L (both encoders, predictor, optimizer state; 3.6 GB), its weights
-random, and embeds with it too: 16 frames of 112 pixels, spread over the window. Result: benchmarks/search.json, and
-the table in Markdown. Whole tables are kept, so that an interrupted run goes on.
+random, and embeds with it too: 16 frames of 112 pixels, spread over the window. --against: the encoder whose mAP in
+other groups is taken from that of the others, query by query. Result: benchmarks/search.json, and the table in
+Markdown. Whole tables are kept, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from embed import embed
 
+from tubelet.embed.table import read_embeddings
+from tubelet.evaluate.retrieval import ask, map_difference
 from tubelet.export.names import named_as
 from tubelet.export.weights import load_encoder
 from tubelet.files import read_json, replace_file, write_json
@@ -86,9 +91,14 @@ def judge(features: Path, out: Path) -> dict[str, Any]:
     return {k: v for k, v in read_json(out / "retrieval.json").items() if k not in ASIDE}
 
 
+def place_of(label: str, out: Path) -> Path:
+    """Where an encoder's table and judgement are."""
+    return out / label.replace(" ", "-").replace("/", "-").replace(",", "").replace("'", "")
+
+
 def measure(spec: str, label: str, asked: argparse.Namespace, knobs: list[str]) -> dict[str, Any]:
     """Cost of the table and how well it is searched."""
-    place = asked.out / label.replace(" ", "-").replace("/", "-").replace(",", "").replace("'", "")
+    place = place_of(label, asked.out)
     cost = place / "cost.json"
     if not cost.exists():
         windows = ["--window", f"{asked.window:g}s", "--stride", f"{asked.window:g}s"]
@@ -96,16 +106,40 @@ def measure(spec: str, label: str, asked: argparse.Namespace, knobs: list[str]) 
     return {**read_json(cost), "knobs": knobs, "found": judge(place / "features", place / "judged")}
 
 
+def difference(place: Path, other: Path) -> dict[str, float]:
+    """mAP in other groups minus the other encoder's on the same windows, with its paired interval over groups."""
+    one, two = (read_embeddings(folder / "features") for folder in (place, other))
+    label, group = (
+        np.unique(np.array(column, str), return_inverse=True)[1] for column in (one.label, one.group)
+    )
+    asked = [ask(np.asarray(table.vectors, np.float64), label, group) for table in (one, two)]
+    found = map_difference(asked[0], asked[1], group)
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
 def table(measured: dict[str, dict[str, Any]]) -> str:
     """A row per encoder; points of 100."""
     classes = [row["class"] for row in next(iter(measured.values()))["found"]["classes"]]
-    head = ["encoder", "mAP", "other cameras", "hit@1", "recall@10", *classes, "video-s/s", "GiB"]
+    head = [
+        "encoder",
+        "mAP",
+        "other groups",
+        "difference",
+        "hit@1",
+        "recall@10",
+        *classes,
+        "video-s/s",
+        "GiB",
+    ]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, one in measured.items():
         found = one["found"]
         scores = [found[key] for key in ("map", "map_other_groups", "hit@1", "recall@10")]
         scores += [row["map_other_groups"] for row in found["classes"]]
-        told = ["-" if s is None else f"{100 * s:.1f}" for s in scores]
+        told = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
+        apart = one.get("difference")
+        points = [f"{100 * apart[key]:+.1f}" for key in ("value", "low", "high")] if apart else []
+        told.insert(2, f"{points[0]} [{points[1]}, {points[2]}]" if points else "")
         told += [f"{one['rate']:.3g}", f"{one['peak_anonymous_gib']:.2f}"]
         rows.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(rows)
@@ -120,6 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--window", type=float, default=10.0, help="seconds")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--against", metavar="NAME", help="an encoder that the others are compared with")
     parser.add_argument("--result", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
     measured = {}
@@ -131,6 +166,11 @@ def main() -> None:
         file = write_large(asked.out / "vitl.pt")
         knobs = ["--frames", str(FRAMES), "--fps", f"{FRAMES / asked.window:g}", "--crop-size", str(CROP)]
         measured[LARGE] = measure(str(file), LARGE, asked, knobs)
+    if asked.against:
+        for name, one in measured.items():
+            if name != asked.against:
+                places = (place_of(each, asked.out) for each in (name, asked.against))
+                one["difference"] = {"from": asked.against, **difference(*places)}
     machine = {k: v for k, v in environment(World()).items() if k != "command"}
     about = {"environment": machine, "window": asked.window, "encoders": measured}
     asked.result.write_text(json.dumps(about, indent=1) + "\n")
