@@ -23,6 +23,8 @@ from tubelet.nn.published import VIDEOMAE, VIDEOMAE_HF, VJEPA1, VJEPA2, VJEPA2_H
 from tubelet.nn.tokens import Positions, Rotary, SinCos, name_positions
 from tubelet.nn.vit import MODELS, ViT
 from tubelet.recipes import RECIPES
+from tubelet.recipes.knobs import Knobs
+from tubelet.recipes.origin import origin
 from tubelet.types import Grid
 
 # more frames and a larger crop than any of the sources has
@@ -257,24 +259,85 @@ def test_another_rate_is_said(videos: Path, tmp_path: Path, caplog: pytest.LogCa
 def test_a_teachers_licence_binds_its_student(videos: Path, tmp_path: Path) -> None:
     theirs, own = folder_of(tmp_path / "theirs", VIDEOMAE_HF), folder_of(tmp_path / "own", VJEPA2_HF)
     knobs = f"--data {videos} --steps 1 --teacher {theirs}"
-    for name, more, licence in (
-        ("salt", "--model 48x2x2", "cc-by-nc-4.0"),
-        ("blockwise", "--model 48x2x2 --blocks 2 --targets teacher", "cc-by-nc-4.0"),
-        ("salt", f"--init-from {own}", "mit and cc-by-nc-4.0"),
-        ("salt", "--model 48x2x2 --licence cc-by-4.0", "cc-by-4.0"),
+    for number, (name, more, licence) in enumerate(
+        (
+            ("salt", "--model 48x2x2", "cc-by-nc-4.0"),
+            ("blockwise", "--model 48x2x2 --blocks 2 --targets teacher", "cc-by-nc-4.0"),
+            ("salt", f"--init-from {own}", "mit and cc-by-nc-4.0"),
+            ("salt", "--model 48x2x2 --licence cc-by-4.0", "cc-by-4.0"),
+        )
     ):
-        out = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
+        out = tmp_path / f"{name}-{number}"
         assert tubelet(f"{name} {knobs} --out {out} {more}") == 0
         about, ran = load_encoder(out).provenance, json.loads((out / "run.json").read_text())
         assert (about["licence"], about["taught_by"]) == (licence, str(theirs))
         assert (ran["licence"], ran["taught_by"]) == (licence, str(theirs))
         assert about.get("began_from") == (str(own) if "init" in more else None)
+        # the copy beside it is still theirs, whatever the student is
+        copy, original = load_encoder(out, which="teacher"), load_encoder(theirs)
+        assert (copy.digest, copy.provenance) == (original.digest, original.provenance)
+    # whoever goes on from the student was taught by the same
+    assert (
+        tubelet(
+            f"videomae --data {videos} --steps 1 --out {tmp_path / 'on'} --init-from {tmp_path / 'salt-0'}"
+        )
+        == 0
+    )
+    about = load_encoder(tmp_path / "on").provenance
+    assert (about["licence"], about["taught_by"]) == ("cc-by-nc-4.0", str(theirs))
 
 
 def test_a_teacher_of_ones_own_binds_nothing(videos: Path, tmp_path: Path) -> None:
     assert tubelet(f"salt --data {videos} --out {tmp_path / 'run'} --steps 3 --model 48x2x2") == 0
     about = load_encoder(tmp_path / "run").provenance
-    assert (about["licence"], about["taught_by"]) == ("yours: trained from scratch", "teacher")
+    assert about["licence"] == "yours: trained from scratch" and "taught_by" not in about
+    assert load_encoder(tmp_path / "run", which="teacher").provenance["recipe"] == "salt-teacher"
+
+
+def test_random_weights_are_nobodys(videos: Path, tmp_path: Path) -> None:
+    knobs = f"--data {videos} --steps 1"
+    source = load_encoder("random:48x2x2@1")
+    patched = ViT(48, 2, 2, patch=(2, 8, 8))
+    save_encoder(patched, tmp_path / "random", Geometry(4, None, 1, 32), source.provenance)
+    assert tubelet(f"salt {knobs} --out {tmp_path / 'a'} --teacher {tmp_path / 'random'} --model 48x2x2") == 0
+    assert tubelet(f"videomae {knobs} --out {tmp_path / 'b'} --init-from {tmp_path / 'random'}") == 0
+    for name in "ab":
+        about = load_encoder(tmp_path / name).provenance
+        assert about["licence"] == "yours: trained from scratch"
+        assert not {"taught_by", "began_from"} & about.keys()
+
+
+def test_a_branch_that_is_resumed_keeps_its_licence(videos: Path, tmp_path: Path) -> None:
+    theirs, base, branch = folder_of(tmp_path / "theirs", VIDEOMAE_HF), tmp_path / "base", tmp_path / "branch"
+    knobs = f"--data {videos} --steps 4 --save-every 1 --keep-every 1"
+    like = "--model 48x4x2 --positions sincos_flat --lr 1e-5"
+    assert tubelet(f"videomae {knobs} --out {base} --init-from {theirs}") == 0
+    step = sorted((base / "checkpoints").glob("step-*"))[0]
+    assert tubelet(f"videomae {knobs} --out {branch} --branch-from {step} {like}") == 0
+    before = load_encoder(branch).provenance
+    for done in sorted((branch / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(done)
+    (branch / "run.json").unlink()
+    shutil.rmtree(base)
+    assert tubelet(f"videomae {knobs} --out {branch} --branch-from {step} {like} --resume") == 0
+    assert load_encoder(branch).provenance == before and before["licence"] == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize(
+    ("began", "teacher", "licence"),
+    [
+        ("for research and evaluation only", "for teaching and evaluation only", None),
+        ("mit and cc-by-4.0", "mit", "mit and cc-by-4.0"),
+        ("mit", "cc-by-4.0 and mit", "cc-by-4.0 and mit"),
+        ("mit", "mit", "mit"),
+        (None, "mit", "unknown and mit"),
+    ],
+)
+def test_licences_are_joined_whole(began: str | None, teacher: str, licence: str | None) -> None:
+    source: dict[str, Any] = {"name": "a", "licence_link": "LICENSE"} | ({"licence": began} if began else {})
+    found = origin(Knobs(data="a", out="b"), source, {"name": "b", "licence": teacher})
+    assert found["licence"] == (licence or f"{began} and {teacher}")
+    assert found["licence_link"] == "LICENSE" and (found["began_from"], found["taught_by"]) == ("a", "b")
 
 
 def test_an_unknown_licence_stays_unknown_and_ones_own_is_ones_own(videos: Path, tmp_path: Path) -> None:

@@ -742,6 +742,39 @@ def test_a_table_that_does_not_say_where_its_encoder_is(footage: Path) -> None:
     assert len(found.vectors) == 5
 
 
+@pytest.mark.parametrize("becomes", ["a file elsewhere", "an encoder of ours", "of a run"])
+def test_an_encoder_that_moved_is_read_as_it_is_by_now(footage: Path, tmp_path: Path, becomes: str) -> None:
+    """The table was made with heads and which; elsewhere both may be needed, one, or none."""
+    torch.manual_seed(0)
+    models = [ViT(48, 2, 2, patch=(2, 8, 8), positions=Rotary(legacy=True)) for _ in range(2)]
+    wrapped = [{f"module.backbone.{n}": t.clone() for n, t in named_as(m, VJEPA2).items()} for m in models]
+    file, run = tmp_path / "odd.pt", tmp_path / "run"
+    torch.save(
+        {"target_encoder": wrapped[0], "encoder": wrapped[1], "predictor": {"norm.weight": torch.ones(9)}},
+        file,
+    )
+    loaded = load_encoder(file, Geometry(4, 4.0, 1, 32), "encoder", heads=2)
+    data = footage / "clips" / "1.mp4"
+    embed(loaded, data, tmp_path / "f", window="2s", progress=False)
+    if becomes == "of a run":
+        table = json.loads((tmp_path / "f" / "embeddings.json").read_text())
+        table["encoder"] |= {"which": "teacher", "heads": None}  # as of a run's second encoder
+        (tmp_path / "f" / "embeddings.json").write_text(json.dumps(table))
+        for model, name in zip(models, ("encoder", "encoder-teacher"), strict=True):
+            save_encoder(
+                model, run / name, loaded.geometry, {"which": "student"} if name == "encoder" else {}
+            )
+    elif becomes == "an encoder of ours":
+        save_encoder(models[1], run, loaded.geometry, {})
+    else:
+        shutil.copy(file, run := tmp_path / "elsewhere.pt")
+    file.unlink()
+    shutil.copy(data, tmp_path / "copy.mp4")
+    table = read_embeddings(tmp_path / "f")
+    query = query_of_file(table, tmp_path / "copy.mp4", device="cpu", encoder=run)
+    assert query.vectors == pytest.approx(table.vectors, abs=1e-5)
+
+
 def test_a_video_that_was_moved_is_said_to_be(footage: Path) -> None:
     one = read_embeddings(footage / "features")
     gone = replace(one, file=np.array([f"/gone/{Path(name).name}" for name in one.file], object))

@@ -50,9 +50,10 @@ def read_subjects(
     """
     if names is not None and len(names) != len(specs):
         raise UserError(f"names={','.join(names)}: {len(names)} names for {len(specs)} encoders")
-    # beside published weights stand encoders of ours and untrained ones, which have no such knobs
-    published = {"allow_partial": allow_partial, "heads": heads}
-    loaded = [load_encoder(spec, **(published if _is_published(spec) else {})) for spec in specs]
+    # beside published weights may stand encoders of ours and untrained ones, which have no such knobs
+    knobs = {"allow_partial": allow_partial, "heads": heads}
+    published = [spec for spec in specs if spec.startswith(SCHEME) or is_foreign(Path(spec))] or specs
+    loaded = [load_encoder(spec, **(knobs if spec in published else {})) for spec in specs]
     called = list(names) if names is not None else _names(specs, loaded)
     if twice := [name for name, count in Counter(called).items() if count > 1]:
         raise UserError(f'two encoders are called "{twice[0]}"; tell them apart with names=')
@@ -67,10 +68,6 @@ def read_subjects(
             )
         subjects.append(Subject(name, spec, encoder, wanted))
     return subjects
-
-
-def _is_published(spec: str) -> bool:
-    return spec.startswith(SCHEME) or is_foreign(Path(spec))
 
 
 def _names(specs: Sequence[str], loaded: Sequence[Encoder]) -> list[str]:

@@ -39,7 +39,7 @@ from tubelet.recipes.beginning import begins_with, continues, read_source, size_
 from tubelet.recipes.fit import Fit, Paper, fit, init_std
 from tubelet.recipes.footage import look_at, probe_clips
 from tubelet.recipes.knobs import Knobs
-from tubelet.recipes.origin import origin
+from tubelet.recipes.origin import SAID, origin
 from tubelet.report.training import load_metrics, run_report
 from tubelet.train import checkpoint
 from tubelet.train.folder import differences, plain, refuse_entry
@@ -149,7 +149,7 @@ def pretrain(
     becomes of the learning rate's schedule. phases: a table to show before the run. loss_is_signal: the targets
     never move, so a lower loss is a better encoder. on_start: called in the main process when the folder is held
     and nothing speaks against the run. joined: the processes, if the recipe has joined them in a way of its own.
-    taught_by: provenance of a finished encoder whose latents are the targets.
+    taught_by: provenance of a finished encoder whose latents are the targets, the method's "teacher".
     Raises UserError for whatever is wrong with the data, a knob or the folder, before anything is written.
     """
     out = Path(knobs.out)
@@ -172,7 +172,9 @@ def pretrain(
         def save_encoders(folder: Path, step: int) -> None:
             for number, (which, model) in enumerate(method.encoders().items()):
                 name = "encoder" if number == 0 else f"encoder-{which}"
-                save_encoder(model, folder / name, ready.geometry, {**history, "which": which, "step": step})
+                own = taught_by is None or which != "teacher"  # a finished teacher stays whose it was
+                about = {**history, "which": which, "step": step} if own else {**taught_by}
+                save_encoder(model, folder / name, ready.geometry, about)
 
         @functools.cache  # asked for at every step, and nearly always of the same work
         def price(work: tuple[Work, ...]) -> dict[str, float]:
@@ -415,11 +417,7 @@ def _conclude(
             "keep": asdict(best),
             "encoders": list(method.encoders()),
             "windows": chosen.windows,
-            **{
-                name: history[name]
-                for name in ("init_from", "licence", "began_from", "taught_by")
-                if name in history
-            },
+            **{name: history[name] for name in ("init_from", *SAID) if name in history},
         },
     )
     waited = [row["time/data_frac"] for row in rows if "time/data_frac" in row]

@@ -12,7 +12,6 @@ from tubelet.embed.table import ABOUT, Embeddings
 from tubelet.errors import UserError
 from tubelet.evaluate.head import head_digest
 from tubelet.evaluate.source import Views
-from tubelet.export.foreign import is_foreign
 from tubelet.export.weights import Encoder, load_encoder
 from tubelet.train.parallel import resolve_device
 
@@ -36,24 +35,7 @@ def embed_query(
     about = table.about
     _check_told(table)
     if not isinstance(encoder, Encoder):
-        named = about["encoder"]
-        spec = encoder or named.get("spec")
-        if spec is None:
-            raise UserError(
-                f"the query has to be embedded by the encoder that made {table.folder}, {named['name']} (digest "
-                f"{named['digest']}), and the table does not say where that is; say encoder=SPEC (--encoder)"
-            )
-        # elsewhere the same weights may be an encoder of ours by now, which says itself how it is read
-        same = encoder is None or is_foreign(Path(spec))
-        how = ("which", "heads", "allow_partial") if same else ("which",)
-        try:
-            encoder = load_encoder(spec, **{name: named[name] for name in how if name in named})
-        except UserError as error:
-            raise UserError(
-                f"the query has to be embedded by the encoder that made {table.folder}, and that cannot be loaded: "
-                f"{error}; put it back at {spec}, say where it is now by encoder=SPEC (--encoder), or ask for windows "
-                "that are in the table"
-            ) from error
+        encoder = _load(table, encoder)
     if encoder.digest != about["encoder"]["digest"]:
         raise UserError(
             f"{table.folder} is an index built by another encoder: {about['encoder']['name']}, digest "
@@ -85,10 +67,39 @@ def embed_query(
     return vectors.reshape(len(vectors), -1), times
 
 
+def _load(table: Embeddings, elsewhere: str | Path | None) -> Encoder:
+    """The table's encoder, from where it was or ``elsewhere``, read as it was then or as it says itself by now."""
+    named = table.about["encoder"]
+    spec = named.get("spec") if elsewhere is None else elsewhere
+    if spec is None:
+        raise UserError(
+            f"the query has to be embedded by the encoder that made {table.folder}, {named['name']} (digest "
+            f"{named['digest']}), and the table does not say where that is; say encoder=SPEC (--encoder)"
+        )
+    knobs = {name: named[name] for name in ("which", "heads", "allow_partial") if named.get(name)}
+    found: Encoder | None = None
+    failed: UserError | None = None
+    for way in [knobs] if elsewhere is None or not knobs else [{}, knobs]:
+        try:
+            found = load_encoder(spec, **way)
+        except UserError as error:
+            failed = error
+        else:
+            if found.digest == named["digest"]:
+                return found
+    if found is None:
+        raise UserError(
+            f"the query has to be embedded by the encoder that made {table.folder}, and that cannot be loaded: "
+            f"{failed}; put it back at {spec}, say where it is now by encoder=SPEC (--encoder), or ask for windows "
+            "that are in the table"
+        ) from failed
+    return found
+
+
 def _check_told(table: Embeddings) -> None:
     """Raises UserError for a table that leaves out how its windows were made, as `save_embeddings` allows."""
     about = table.about
-    missing = [name for name in ("clip", "pool", "views") if about.get(name) is None]
+    missing = [name for name in ("clip", "pool", "views") if name not in about]
     if (clip := about.get("clip")) is not None:
         missing += [f"clip.{name}" for name in ("frames", "crop_size") if name not in clip]
         missing += ["clip.fps"] if clip.get("fps") is None and "frame_step" not in clip else []
