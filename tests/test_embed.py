@@ -360,6 +360,8 @@ def test_if_nothing_can_be_read_the_run_says_why(tmp_path, folder):
     there = list(csv.reader((tmp_path / "out" / "failures.csv").open()))
     assert there[1:] == [[str(folder / "missing.mp4"), "file not found", "0"]]
     assert not list((tmp_path / "out" / ".part").iterdir())
+    with pytest.raises(UserError, match=r"no video could be read, and .*failures\.csv says why"):
+        read_embeddings(tmp_path / "out")
     assert (
         len(go([Video(folder / "0.mp4")], tmp_path / "out")) == 7
     )  # its own table of failures is in nobody's way
@@ -466,6 +468,50 @@ def test_files_of_others_are_not_replaced(videos, tmp_path, name):
     assert name == "embeddings.json" or (place / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["vectors.npy", "windows.parquet", "embeddings.json"])
+@pytest.mark.parametrize("kept", ["both", "parquet"])
+@pytest.mark.parametrize("state", ["nothing read", "under way", "finished", "finishing"])
+def test_files_of_others_beside_a_draft_are_not_replaced(videos, tmp_path, monkeypatch, name, kept, state):
+    place, write_parquet = tmp_path / "out", tables._write_parquet
+
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    def put():
+        (place / name).mkdir() if name == "embeddings.json" else (place / name).write_text("mine")
+
+    def late(*given):
+        put()
+        write_parquet(*given)
+
+    if state == "nothing read":
+        with pytest.raises(UserError, match="can be read"):
+            go([Video(tmp_path / "missing.mp4")], place, kept=kept)
+    elif state == "finishing":
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "_write_parquet", late)
+            with pytest.raises(UserError, match=rf"holds {re.escape(name)}, which the run"):
+                go(videos[:1], place, kept=kept)
+    else:
+        with monkeypatch.context() as patch:
+            if state == "under way":
+                patch.setattr(tables.Draft, "finish", killed)
+            else:
+                patch.setattr(tables, "settle", killed)
+            with pytest.raises(RuntimeError, match="killed"):
+                go(videos[:1], place, kept=kept)
+    if state != "finishing":
+        put()
+    with pytest.raises(UserError, match=rf"holds {re.escape(name)}, which the run.*move it away, or choose"):
+        go(videos[:1], place, kept=kept)
+    if name == "embeddings.json":
+        (place / name).rmdir()
+    else:
+        assert (place / name).read_text() == "mine"
+        (place / name).unlink()
+    assert len(go(videos[:1], place, kept=kept)) == 7
+
+
 def test_a_table_that_has_lost_its_description_is_not_replaced(videos, tmp_path):
     out = go(videos, tmp_path / "out").folder
     (out / "embeddings.json").unlink()
@@ -480,8 +526,12 @@ def test_vectors_of_another_table_are_not_read(videos, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError):
             go(videos, tmp_path / "out", layer=1, kept="parquet")
     shutil.copy(other / "vectors.npy", tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"holds vectors\.npy, which the run that was begun there has not written"
+    ):
+        go(videos, tmp_path / "out", layer=1, kept="parquet")
+    (tmp_path / "out" / "vectors.npy").unlink()
     found = go(videos, tmp_path / "out", layer=1, kept="parquet")
-    assert not (found.folder / "vectors.npy").exists()
     expected = np.array(go(videos, tmp_path / "right", layer=1).vectors)
     shutil.copy(other / "vectors.npy", found.folder)
     np.testing.assert_array_equal(read_embeddings(found.folder).vectors, expected)
@@ -620,6 +670,13 @@ def test_a_finished_draft_whose_description_is_damaged_is_finished_again(videos,
         with pytest.raises(RuntimeError, match="killed"):
             go(videos, tmp_path / "cut")
     (tmp_path / "cut" / ".part" / "embeddings.json").write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.Draft, "finish", lambda *_: (_ for _ in ()).throw(RuntimeError("again")))
+        with pytest.raises(RuntimeError, match="again"):
+            go(videos, tmp_path / "cut")
+    assert [file.name for file in (tmp_path / "cut").iterdir()] == [
+        ".part"
+    ]  # the vectors are back in the draft
     go(videos, tmp_path / "cut")
     assert same(tmp_path / "cut", tmp_path / "whole") and not (tmp_path / "cut" / ".part").exists()
 

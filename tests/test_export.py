@@ -632,6 +632,7 @@ def test_an_unknown_licence_is_said_on_the_card(tmp_path: Path, transformers: An
         ("yours: trained from scratch", "unknown"),
         ("MIT if published by Meta; not known from the file", "unknown"),
         ("for-friends", "other"),
+        ("for research and evaluation only", "other"),
         ("mit, apache-2.0", "other"),
         ("MIT and CC-BY-NC-4.0", "other"),
         ("MIT and mit", "mit"),
@@ -917,6 +918,13 @@ def test_custom_licences_keep_name_and_link_and_lists_all_of_them(tmp_path: Path
     assert {name: again.get(name) for name in head} == head
     (place / "README.md").write_text("---\nlicense:\n- mit\n- apache-2.0\n---\n")
     assert load_encoder(place).provenance["licence"] == "mit, apache-2.0"
+    (place / "README.md").write_text("---\nbase_model:\n- a/b\n- c/d\n---\n")
+    several = load_encoder(place)
+    assert several.provenance["base_model"] == ["a/b", "c/d"]
+    export(replace(several, provenance={**several.provenance, "source": "theirs"}), tmp_path / "both", "hf")
+    text = (tmp_path / "both" / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == ["a/b", "c/d"]
+    assert "| base model | hf://a/b, hf://c/d |" in text
 
 
 def test_random_weights_have_no_base(tmp_path: Path, transformers: Any) -> None:
@@ -953,7 +961,8 @@ def test_no_path_of_this_machine_leaves_it(
         said = {
             "source": f"{tmp_path}/vitl.pt",
             "init_from": f"random:{tmp_path}/run@1",
-            "data": f"{tmp_path}/v",
+            "data": f"ssv2:{tmp_path}/v",
+            "homepage": "https://example.org/a/b",
         }
         about = {**one.provenance, **said, "taught_by": f"pixels:{tmp_path}/run"}
         one = replace(one, name=f"random:{tmp_path}/run@3", provenance=about)
@@ -981,6 +990,8 @@ def test_no_path_of_this_machine_leaves_it(
         again = load_encoder(tmp_path / "out")
         assert again.name == "random:run@3" and again.provenance["init_from"] == "random:run@1"
         assert again.provenance["source"] == "vitl.pt" and again.provenance["taught_by"] == "pixels:run"
+        assert again.provenance["data"] == "ssv2:v"
+        assert again.provenance["homepage"] == "https://example.org/a/b"
 
 
 def test_nothing_is_printed_of_torchs_own_workings(

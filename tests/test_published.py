@@ -272,6 +272,9 @@ def test_the_card_and_the_preprocessor_are_read(vjepa2_folder: tuple[Any, Path],
         "which": "encoder",
     }
     assert encoder.geometry.mean == (0.5, 0.4, 0.3) and encoder.geometry.std == (1.0, 2.0, 3.0)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ndate: 2023-02-30\nbase_model: null\n---\n")
+    dated = load_encoder(tmp_path).provenance
+    assert dated["licence"] == "mit" and "base_model" not in dated
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
     assert load_encoder(tmp_path).provenance["licence"] == "unknown"
 
@@ -666,6 +669,8 @@ def test_a_look_inside_takes_heads_and_partial_weights_through(tmp_path: Path) -
     file = jepa_file(tmp_path / "odd.pt", state)
     with pytest.raises(UserError, match=r"heads=NUMBER$"):
         read_subjects([str(file)])
+    with pytest.raises(UserError, match="leave heads out"):
+        read_subjects(["random:48x2x2"], heads=4)
     subject, other = read_subjects([str(file), "random:48x2x2"], heads=4)
     assert isinstance(other.encoder.model, ViT) and other.encoder.model.heads == 2
     assert subject.encoder.digest == load_encoder(file, heads=4).digest

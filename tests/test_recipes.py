@@ -311,7 +311,7 @@ def test_another_method_goes_on_from_an_encoder(
     said = next(m for m in caplog.messages if "init" in m or str(source) in m)
     assert (
         "rotary" in said
-        and "salt, step 2" in said
+        and "salt-teacher, step 1" in said
         and "predictor" in said
         and "teacher" not in said.split("new")[1]
     )
@@ -324,7 +324,7 @@ def test_another_method_goes_on_from_an_encoder(
     assert all(torch.allclose(ended[name], tensor, atol=1e-6) for name, tensor in began.items())
     origin = load_encoder(run).provenance
     assert origin["init_from"] == str(source) and origin["licence"] == "yours: trained from scratch"
-    assert origin["began_from"] == "salt-wide"
+    assert origin["began_from"] == "teacher"
 
 
 @pytest.mark.slow

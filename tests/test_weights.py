@@ -106,8 +106,9 @@ def test_a_run_without_encoder_is_said(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(run: Path) -> None:
     file = run / "encoder" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"model\.safetensors cannot be read .* copy it again"):
-        load_encoder(run)
+    for spec in (run, f"random:{run}"):
+        with pytest.raises(UserError, match=r"model\.safetensors cannot be read .* copy it again"):
+            load_encoder(spec)
 
 
 @pytest.mark.parametrize(("key", "value"), [("dim", 96), ("depth", 3), ("hidden", 100)])
@@ -309,6 +310,7 @@ def test_a_wrong_number_is_named_and_refused(run: Path, place: str, value: objec
         ),
         ("hidden", 10**9, r"fc1\.weight \(192, 48\), instead of 2, .*fc1\.weight \(1000000000, 48\)"),
         ("patch", [10**9, 10**9, 10**9], "instead of"),
+        ("dim", 2**31 - 2, "instead of"),
         ("heads", 5, "5 heads"),
     ],
 )
@@ -316,8 +318,9 @@ def test_no_number_alone_makes_an_encoder_of_a_billion_blocks(
     run: Path, place: str, value: object, says: str
 ) -> None:
     altered(run / "encoder" / "encoder.json", f"architecture.{place}", value)
-    with pytest.raises(UserError, match=f"does not fit the encoder described beside it: .*{says}"):
-        load_encoder(run)
+    for spec in (run, f"random:{run}"):
+        with pytest.raises(UserError, match=f"does not fit the encoder described beside it: .*{says}"):
+            load_encoder(spec)
 
 
 @pytest.mark.parametrize("knob", [{"heads": 3}, {"heads": 0}, {"allow_partial": True}, {"which": "teacher"}])

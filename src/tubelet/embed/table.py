@@ -118,6 +118,11 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     if not path.is_file():
         if (folder / PART).is_dir():
+            if (folder / FAILURES).is_file() and not any((folder / PART).iterdir()):
+                raise UserError(
+                    f"{folder} holds no vectors: no video could be read, and {folder / FAILURES} says why; mend those "
+                    "files or name others, and run tubelet embed again"
+                )
             raise UserError(f"{folder} is unfinished; run the same tubelet embed again, and it goes on")
         raise UserError(f"{folder} holds no {ABOUT}; name a folder that tubelet embed has written")
     try:
@@ -303,7 +308,10 @@ class Draft:
         files: Sequence[Told],
         kept: Kept,
     ) -> None:
-        """Makes the drafts a table. about: what to say of it. files: all of them, in order."""
+        """Makes the drafts a table. about: what to say of it. files: all of them, in order.
+
+        Raises UserError if by now other files lie in its place; the drafts stay, and the next run moves them there.
+        """
         with _room(self.folder):
             self.commit()
             _write_head(self._open[VECTORS], self.rows, self.width, self.dtype)
@@ -316,6 +324,7 @@ class Draft:
             write_json(self.part / ABOUT, {**about(), "windows": self.rows, "kept": kept})
             for path in self.part.iterdir():
                 sync(path)
+            refuse_strangers(self.folder)
             settle(self.folder)
         self.close()
 
@@ -380,11 +389,26 @@ def _room(folder: Path) -> Iterator[None]:
 
 
 def refuse_strangers(folder: Path) -> None:
-    """Raises UserError if a table in ``folder`` would replace files that belong to no table and no draft of one."""
+    """Raises UserError if a table in ``folder`` would replace files that belong to no table and no draft of one.
+
+    A draft that is not finished has put nothing in its place but the table of what failed (`Draft.give_up`), and of
+    one that is, what lies in its place is no longer in the draft.
+    """
+    part = folder / PART
     with _room(folder):
-        if (folder / ABOUT).is_file() or (folder / PART).is_dir():
+        finished, begun = (part / ABOUT).is_file(), part.is_dir()
+        if (folder / ABOUT).is_file() and not finished:
             return
         there = [name for name in (VECTORS, WINDOWS, FAILURES, ABOUT) if os.path.lexists(folder / name)]
+        if begun:
+            there = [
+                name for name in there if name != FAILURES and (not finished or os.path.lexists(part / name))
+            ]
+    if there and begun:
+        raise UserError(
+            f"{folder} holds {', '.join(there)}, which the run that was begun there has not written, so going on "
+            "would replace what may be somebody else's; move it away, or choose another folder"
+        )
     if there:
         raise UserError(
             f"{folder} holds {', '.join(there)} and neither a table nor the beginnings of one, so embedding would "
@@ -403,10 +427,11 @@ def settle(folder: Path) -> None:
         try:
             kept = json.loads((part / ABOUT).read_text(encoding="utf-8"))["kept"]
         except (ValueError, KeyError, TypeError):  # damaged; the draft is still there, and writes it again
+            for name in (VECTORS, WINDOWS, FAILURES):  # what was moved is the draft's, and goes back
+                if (folder / name).exists() and not (part / name).exists():
+                    os.replace(folder / name, part / name)
             (part / ABOUT).unlink()
             return
-        if kept == "parquet":
-            (folder / VECTORS).unlink(missing_ok=True)  # of an earlier table
         for name in (VECTORS, WINDOWS, FAILURES, ABOUT):  # the last one makes it a table
             if (part / name).exists() and (name != VECTORS or kept != "parquet"):
                 os.replace(part / name, folder / name)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
 from tubelet.export.architecture import architecture_of
-from tubelet.export.weights import MADE, Encoder
+from tubelet.export.weights import Encoder
 
 NOTE = "export.json"
+# as in "random:/home/RUN@1" and "ssv2:/home/ssv2"; in "hf://OWNER/NAME" a host follows, no folder
+_WORDS = re.compile(r"(\w[\w.+-]*:(?!//[^/]))+")
 
 
 def with_origin(encoder: Encoder) -> dict[str, Any]:
@@ -45,8 +48,10 @@ def note(encoder: Encoder) -> str:
 
 
 def _last(value: Any) -> Any:
-    """Also of the run in "random:RUN@1" and "pixels:RUN", which such an encoder has in its name."""
+    """Of an absolute path its last part, also after words with a colon; all else as it is."""
     if not isinstance(value, str):
         return value
-    kind, colon, path = value.partition(":") if value.startswith(MADE) else ("", "", value)
-    return f"{kind}{colon}{PurePath(path).name}" if PurePath(path).is_absolute() else value
+    found = None if PurePath(value).is_absolute() else _WORDS.match(value)
+    words = "" if found is None else found[0]
+    path = PurePath(value.removeprefix(words))
+    return f"{words}{path.name}" if path.is_absolute() else value

@@ -88,8 +88,8 @@ def _head(encoder: Encoder, story: Story) -> dict[str, Any]:
         head["license_name"] = licence
         if "licence_link" in about:
             head["license_link"] = about["licence_link"]
-    if (base := _base(encoder)) is not None and base.startswith(SCHEME):
-        head["base_model"] = base.removeprefix(SCHEME)
+    if bases := [base.removeprefix(SCHEME) for base in _bases(encoder) if base.startswith(SCHEME)]:
+        head["base_model"] = bases if len(bases) > 1 else bases[0]
     if story.scores:
         results = [_result(score) for score in story.scores]
         head["model-index"] = [{"name": encoder.name, "results": results}]
@@ -104,18 +104,19 @@ def _result(score: Score) -> dict[str, Any]:
     }
 
 
-def _base(encoder: Encoder) -> str | None:
-    """Whose weights training began with, or these are; None for an encoder that was trained from scratch."""
+def _bases(encoder: Encoder) -> list[str]:
+    """Whose weights training began with, or these are; none for an encoder that was trained from scratch."""
     about = encoder.provenance
     for began in ("began_from", "init_from", "branch_from"):
         if about.get(began, UNKNOWN) not in (None, UNKNOWN):
-            return about[began]
+            return [about[began]]
     source = about["source"]
     if "recipe" in about or source == UNTRAINED:
-        return None
+        return []
     if not source.startswith(SCHEME) and "base_model" in about:
-        return SCHEME + about["base_model"]
-    return source
+        base = about["base_model"]
+        return [SCHEME + one for one in (base if isinstance(base, list) else [base])]
+    return [source]
 
 
 def _origin(encoder: Encoder) -> str:
@@ -128,7 +129,7 @@ def _origin(encoder: Encoder) -> str:
         "method": about.get("recipe") or about.get("kind") or UNKNOWN,
         "which encoder": _which(about),
         "source": about["source"],
-        "base model": _base(encoder)
+        "base model": ", ".join(_bases(encoder))
         or ("none, not trained" if about["source"] == UNTRAINED else "none, trained from scratch"),
         "licence of the weights": licence,
         "blocks": about.get("layers") or "all",

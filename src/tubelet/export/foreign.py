@@ -41,6 +41,7 @@ log = logging.getLogger("tubelet")
 
 # The averaged encoder is the one that is evaluated; a distilled 2.1 calls it so, where "target" is the teacher.
 JEPA_ENCODERS = ("ema_encoder", "target_encoder", "encoder")
+_ENDS = re.compile(f"({'|'.join(map(re.escape, (*SUFFIXES, INDEX)))})+$")
 MODEL_TYPES = {"vjepa2": VJEPA2_HF, "videomae": VIDEOMAE_HF}
 
 
@@ -78,7 +79,7 @@ def is_foreign(path: Path) -> bool:
         return path.name.endswith((*SUFFIXES, INDEX))
     if not path.is_dir() or (path / "encoder.json").is_file() or any(path.glob("encoder*/encoder.json")):
         return False
-    return (path / "config.json").is_file() or bool(candidates(path, SUFFIXES))
+    return (path / "config.json").is_file() or bool(candidates(path))
 
 
 def read_foreign(
@@ -146,11 +147,7 @@ def read_foreign(
     left = f"; left random: {_some(fit.left_random)}" if fit.left_random else ""
     assumed = f", {heads} heads as is usual for its size (say heads=NUMBER if not)" if guessed else ""
     log.info(f"{path}: {family.name} ({found.which}){assumed}, licence {about['licence']}: {told}{left}")
-    stem = (
-        path.name
-        if path.is_dir()
-        else re.sub(r"(\.(pt|pth|tar|bin|ckpt|safetensors|index\.json))+$", "", path.name)
-    )
+    stem = path.name if path.is_dir() else _ENDS.sub("", path.name)
     # a folder for transformers may have been trained further there, which keeps our words in its config
     exported = None if partial or configured or said is None else said.digest
     return Foreign(model, geometry, str(about.get("name", stem)), {**about, **partial}, exported)

@@ -40,29 +40,33 @@ def read_card(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """``about`` with what a model card, README.md, names in its head: "licence", "licence_link", "base_model".
 
     The card is where the owner of a repository says it, so it goes first; but where it only has the hub's word for
-    the "licence" that ``about`` spells out, that stays. Of several licences all are kept.
+    the "licence" that ``about`` spells out, that stays. Of several licences all are kept, in one text; "base_model" is
+    a text, or a list of several.
     """
     found = dict(about)
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         head = re.match(r"---\s*\n(.*?)\n---", text, re.S)
-        card = yaml.safe_load(head[1]) if head else None
+        # all of it as text: a date that is none must not cost the licence beside it
+        card = yaml.load(head[1], yaml.BaseLoader) if head else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return found
     if not isinstance(card, dict):
         return found
-    words = [word for word in _listed(card.get("license")) if isinstance(word, str)]
-    if words == ["other"] and isinstance(name := card.get("license_name"), str):
-        words = [name]
+    words = _texts(card.get("license"))
+    if words == ["other"]:
+        words = _texts(card.get("license_name")) or words
     licence = ", ".join(words)
     if licence and licence not in ("unknown", str(found.get("licence")).lower()):
         found["licence"] = licence
-    if isinstance(link := card.get("license_link"), str):
-        found["licence_link"] = link
-    if base := [one for one in _listed(card.get("base_model")) if isinstance(one, str)]:
-        found["base_model"] = ", ".join(base)
+    if link := _texts(card.get("license_link")):
+        found["licence_link"] = link[0]
+    if base := _texts(card.get("base_model")):
+        found["base_model"] = base if len(base) > 1 else base[0]
     return found
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _texts(value: Any) -> list[str]:
+    """The texts that ``value``, one or a list of them, has; YAML's words for nothing are none."""
+    several = value if isinstance(value, list) else [value]
+    return [one for one in several if isinstance(one, str) and one.lower() not in ("", "~", "null")]

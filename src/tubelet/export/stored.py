@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def weights_file(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    found = [file for file in candidates(path, SUFFIXES) if not _NO_WEIGHTS.fullmatch(file.name)]
+    found = [file for file in candidates(path) if not _NO_WEIGHTS.fullmatch(file.name)]
     index = path / f"model.safetensors{INDEX}"
     if index.is_file():
         shards = set(_weight_map(index).values())
@@ -66,9 +67,9 @@ def weights_file(path: Path) -> Path:
     raise UserError(f"{path} has a config.json but no weights beside it (model.safetensors); {READ}")
 
 
-def candidates(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in ``folder`` whose names end so, in the order of their names."""
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(suffixes))
+def candidates(folder: Path) -> list[Path]:
+    """The files in ``folder`` whose names end in one of `SUFFIXES`, in the order of their names."""
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def read(file: Path) -> dict[str, Any]:
     zipped = zipfile.is_zipfile(file)
     try:
         # VideoMAE's files keep their command line's arguments: a class with attributes and nothing else
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that is no file of weights torch says more than that
             content = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -109,6 +111,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         with file.open("rb"):  # whose errors tell these apart; the library's do not
             pass
         return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise unread(file, error) from error
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file, of which only the head is read.
+
+    Raises UserError if it is missing, not allowed, or damaged.
+    """
+    try:
+        with file.open("rb"), safe_open(file, "pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.offset_keys()}
     except (OSError, SafetensorError) as error:
         raise unread(file, error) from error
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tubelet.errors import UserError, nearest
 from tubelet.export.architecture import architecture_of
-from tubelet.export.exact import load_exactly
+from tubelet.export.exact import empty_exactly, load_exactly
 from tubelet.export.foreign import is_foreign, read_foreign
 from tubelet.export.geometry import Geometry
 from tubelet.export.hub import SCHEME, pull
@@ -35,7 +35,7 @@ from tubelet.tensors import write_tensors
 
 FORMAT = 1
 CONFIG = "config.json"  # of a folder for transformers
-MADE = ("random:", "pixels:")  # how encoders are named that may be made like a run's, of no weights
+MADE = ("random", "pixels")  # what encoders are called that are made here, of no weights
 UNTRAINED = "random initialisation"  # the source of such weights
 
 
@@ -136,7 +136,7 @@ def _lasting(spec: str | Path) -> str:
     """``spec`` so that it is understood in any folder."""
     text = str(spec)
     kind, colon, rest = text.partition(":")
-    if kind in ("random", "pixels"):
+    if kind in MADE:
         like, at, seed = rest.partition("@")
         return f"{kind}:{Path(like).absolute()}{at}{seed}" if colon and Path(like).is_dir() and like else text
     return text if text.startswith(SCHEME) else str(Path(spec).absolute())
@@ -146,7 +146,7 @@ def _load(
     spec: str | Path, geometry: Geometry | None, which: str | None, allow_partial: bool, heads: int | None
 ) -> Encoder:
     text = str(spec)
-    if text.partition(":")[0] in ("random", "pixels"):
+    if text.partition(":")[0] in MADE:
         _refuse(text, "is made here, and no file is read for it", which, allow_partial, heads)
         return _untrained(text, geometry)
     if text.startswith(SCHEME):
@@ -291,10 +291,13 @@ def _untrained(text: str, geometry: Geometry | None) -> Encoder:
     like, _, seed = rest.partition("@")
     if seed and not seed.isdigit():
         raise UserError(f'"{text}": the seed after @ must be a whole number, not "{seed}"')
-    record = None
+    record = empty = None
     if like and Path(like).is_dir():
-        record = _recorded(_find(Path(like), None))
+        folder = _find(Path(like), None)
+        record = _recorded(folder)
         geometry = geometry or record.geometry
+        if kind == "random":
+            empty = empty_exactly(record.architecture, folder / "model.safetensors")
     if kind == "pixels":
         if like and record is None:
             raise UserError(f'"{text}": {like} is no run; write "pixels", or "pixels:" and a run folder')
@@ -303,7 +306,7 @@ def _untrained(text: str, geometry: Geometry | None) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed or 0))
         try:
-            model = record.architecture.empty().to_empty(device="cpu") if record else build_vit(like)
+            model = build_vit(like) if empty is None else empty.to_empty(device="cpu")
         except ValueError as error:
             raise UserError(str(error)) from error
         model.init_weights()

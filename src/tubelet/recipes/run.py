@@ -172,8 +172,9 @@ def pretrain(
         def save_encoders(folder: Path, step: int) -> None:
             for number, (which, model) in enumerate(method.encoders().items()):
                 name = "encoder" if number == 0 else f"encoder-{which}"
-                own = taught_by is None or which != "teacher"  # a finished teacher stays whose it was
-                about = {**history, "which": which, "step": step} if own else {**taught_by}
+                about = {**history, "which": which, "step": step}
+                if taught_by is not None and which == "teacher":
+                    about = dict(taught_by)  # a finished teacher stays whose it was
                 save_encoder(model, folder / name, ready.geometry, about)
 
         @functools.cache  # asked for at every step, and nearly always of the same work
