@@ -4,7 +4,7 @@
     python benchmarks/embed.py random:vit_base --activations 1x224,4x224
 
 Makes videos of these lengths (160x120, 25 frames a second, a texture that drifts), embeds each in a process of its own,
-and polls the anonymous memory of that process five times a second. Result: benchmarks/embed.json.
+and polls the anonymous memory of that process ten times a second. Result: benchmarks/embed.json.
 --activations, instead: how much anonymous memory one forward pass of so many clips x pixels adds, against the formula
 of docs/embed.md, each in a process of its own; printed.
 """
@@ -13,56 +13,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import torch
 from rich.progress import track
+from watched import watching
 
+from tubelet.export.weights import load_encoder
 from tubelet.files import replace_file
+from tubelet.nn.vit import ViT
 from tubelet.recipes.run import environment
 from tubelet.train.parallel import World
 
 RATE, WIDTH, HEIGHT = 25, 160, 120
-FORWARD = """
-import sys, threading, time
-from pathlib import Path
-import torch
-from tubelet.export.weights import load_encoder
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
-
-peak, over = 0, False
-def watch():
-    global peak
-    while not over:
-        peak = max(peak, anonymous())
-        time.sleep(0.001)
-
-encoder = load_encoder(sys.argv[1])
-model, frames, (pt, ph, pw) = encoder.model.eval(), encoder.geometry.frames, encoder.model.patch
-count, side = map(int, sys.argv[2].split("x"))
-clips = torch.zeros(count, 3, frames, side, side)
-with torch.no_grad():
-    model.layers(clips[:1, :, :pt, : 2 * ph, : 2 * pw], [model.depth], normed=True)  # what is set up once
-    before = anonymous()
-    watching = threading.Thread(target=watch)
-    watching.start()
-    tokens = model.layers(clips, [model.depth], normed=True)[model.depth]
-    over = True
-    watching.join()
-hidden = model.blocks[0].mlp.fc1.out_features
-print(tokens.numel() // model.dim, model.dim, hidden, peak - before)
-"""
 
 
 def make(path: Path, hours: float) -> None:
@@ -98,32 +72,36 @@ def embed(encoder: str, data: Path, out: Path, knobs: Sequence[str] = ()) -> dic
         str(out),
         *knobs,
     ]
-    began, peak = time.perf_counter(), 0
-    with subprocess.Popen(command) as running:
-        while running.poll() is None:
-            try:
-                status = Path(f"/proc/{running.pid}/status").read_text()
-            except OSError:  # it has just ended
-                break
-            peak = max(
-                [peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))]
-            )
-            time.sleep(0.2)
+    began = time.perf_counter()
+    with subprocess.Popen(command) as running, watching(running.pid) as seen:
+        running.wait()
     if running.returncode:
         raise SystemExit(f"{shlex.join(command)} ended with {running.returncode}")
     about = json.loads((out / "embeddings.json").read_text())
     told = {key: about[key] for key in ("windows", "video_seconds", "rate")}
-    return {**told, "seconds": time.perf_counter() - began, "peak_anonymous_gib": peak / 2**20}
+    return {**told, "seconds": time.perf_counter() - began, "peak_anonymous_gib": max(seen) / 2**30}
 
 
-def activations(encoder: str, clips: str) -> dict[str, Any]:
+@torch.no_grad()
+def forward(spec: str, clips: str) -> dict[str, Any]:
     """Bytes that a forward pass of ``clips``, such as 4x224, adds, and how often they are those of the formula."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORWARD, encoder, clips], capture_output=True, text=True, check=True
-    )
-    tokens, dim, hidden, grown = map(int, done.stdout.split())
-    said = 4 * tokens * (3 * dim + max(4 * dim, 2 * hidden))
-    return {"tokens": tokens, "bytes": grown, "formula": said, "ratio": round(grown / said, 2)}
+    encoder = load_encoder(spec)
+    model, (frames, height, width) = encoder.model, encoder.model.patch
+    count, side = map(int, clips.split("x"))
+    clip = torch.zeros(count, 3, encoder.geometry.frames, side, side)
+    model(clip[:1, :, :frames, : 2 * height, : 2 * width])  # what is set up once
+    with watching(every=0.001) as seen:
+        tokens = model(clip)
+    grown, dim = max(seen) - seen[0], model.dim
+    assert isinstance(model, ViT)
+    formula = 4 * tokens[..., 0].numel() * (3 * dim + max(4 * dim, 2 * model.hidden))
+    return {"bytes": grown, "formula": formula, "ratio": round(grown / formula, 2)}
+
+
+def activations(spec: str, clips: str) -> dict[str, Any]:
+    """`forward` in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(forward, spec, clips).result()
 
 
 def main() -> None:
@@ -137,15 +115,12 @@ def main() -> None:
     parser.add_argument("--activations", help="such as 1x224,4x224: clips x pixels")
     asked = parser.parse_args()
     if asked.activations:
-        print(
-            json.dumps(
-                {word: activations(asked.encoder, word) for word in asked.activations.split(",")}, indent=1
-            )
-        )
+        found = {word: activations(asked.encoder, word) for word in asked.activations.split(",")}
+        print(json.dumps(found, indent=1))
         return
     if asked.out is None:
         parser.error("--out: where videos and tables go")
-    found: dict[str, Any] = {}
+    found = {}
     for word in asked.hours.split(","):
         video = asked.out / f"{word}h" / "video.mp4"
         make(video, float(word))

@@ -14,13 +14,13 @@ import json
 import multiprocessing
 import shutil
 import statistics
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from watched import watching
 
 from tubelet.embed.table import read_embeddings, save_embeddings
 from tubelet.recipes.run import environment
@@ -43,34 +43,20 @@ def make(folder: Path, windows: int) -> None:
     save_embeddings(folder, about, ["made"] * windows, start, start + 1, [None] * windows, vectors, "numpy")
 
 
-def anonymous() -> float:
-    """This process's own memory now, GiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
-
-
 def ask(folder: Path, indexed: bool) -> dict[str, Any]:
     """Seconds of the first search (which builds the index, or reads the disk), of the others, and what they found."""
     table, look = read_embeddings(folder), nearest_indexed if indexed else nearest_exact
     asking = np.random.default_rng(1).choice(len(table), QUERIES, replace=False)
-    found, seconds, peak, ended = [], [], [anonymous()], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.1):
-            peak.append(anonymous())
-
-    watching = threading.Thread(target=watch)
-    watching.start()
-    for row in asking:
-        began = time.perf_counter()
-        found.append(look(table, np.asarray(table.vectors[row : row + 1]), TOP).rows.tolist())
-        seconds.append(time.perf_counter() - began)
-    ended.set()
-    watching.join()
+    found, seconds = [], []
+    with watching() as seen:
+        for row in asking:
+            began = time.perf_counter()
+            found.append(look(table, np.asarray(table.vectors[row : row + 1]), TOP).rows.tolist())
+            seconds.append(time.perf_counter() - began)
     return {
         "first_seconds": seconds[0],
         "seconds": statistics.median(seconds[1:]),
-        "peak_anonymous_gib": max(peak),
+        "peak_anonymous_gib": max(seen) / 2**30,
         "found": found,
     }
 
