@@ -69,6 +69,14 @@ def test_folder_is_searched_and_everything_else_counted(tmp_path: Path, clip: Pa
     assert all(video.label is None and video.status is None for video in manifest.videos)
 
 
+def test_a_name_that_no_list_can_hold_is_refused(tmp_path: Path, clip: Path) -> None:
+    """By every command, before anything is read: manifests, tables and reports are UTF-8."""
+    folder = lay(clip, tmp_path / "videos", "fine.mp4", os.fsdecode(b"caf\xe9.mp4"))
+    with pytest.raises(UserError, match=r"caf\\udce9\.mp4: the name is not UTF-8.*rename the file"):
+        scan(folder, tmp_path / "manifest.csv")
+    assert not (tmp_path / "manifest.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("layout", "label", "split"),
     [

@@ -67,11 +67,24 @@ class Video:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Rows, where they came from, and what their reader has to tell (one line each)."""
+    """Rows, where they came from, and what their reader has to tell (one line each).
+
+    Raises UserError for a file whose name is not UTF-8: no list, table or report could hold it.
+    """
 
     videos: tuple[Video, ...]
     source: Path
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for video in self.videos:
+            try:
+                str(video.path).encode()
+            except UnicodeEncodeError:
+                shown = str(video.path).encode(errors="backslashreplace").decode()
+                raise UserError(
+                    f"{shown}: the name is not UTF-8, and no list can hold it; rename the file"
+                ) from None
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -111,7 +124,7 @@ def read_manifest(data: str | Path | Manifest) -> Manifest:
     of that very name goes first). Relative paths in a list start at the list's folder. Labels of a folder: see
     `folders.read_folder`.
     Rows whose file does not exist, or may not be looked at, come back as `unreadable`. Raises UserError, with the cure,
-    when there is nothing to read or a list makes no sense.
+    when there is nothing to read, a list makes no sense, or the name of a file is not UTF-8.
     """
     from . import folders, lists  # they build what is defined here
     from .annotations import official

@@ -96,7 +96,7 @@ def embed(
     the vectors then equal those of an uninterrupted one, byte for byte, on the same machine and with the same
     batch_size. A finished folder is left as it is. progress: a bar, or, where there is no terminal, a line a minute to
     the log.
-    Raises UserError for knobs that make no sense, names of files that are not UTF-8, a folder that was begun with other
+    Raises UserError for knobs that make no sense, a folder that was begun with other
     knobs or from other data, that holds somebody else's files under the names of a table's, or that cannot be written,
     features that are not finite, a full disk (what is there is kept), and if no window of any video can be read.
     """
@@ -110,7 +110,6 @@ def embed(
     manifest = read_manifest(data)
     if not len(manifest):
         raise UserError(f"{manifest.source} lists no videos")
-    _refuse_unnamed(manifest)
     job = _Job(vectors, cutting, manifest.videos, batch_size, workers or cores(), device)
     recipe = _recipe(job, kept, fp16)
     refuse_strangers(out)
@@ -409,18 +408,6 @@ class _Bar:
 
     def __exit__(self, *given: object) -> None:
         self.bar.stop()
-
-
-def _refuse_unnamed(manifest: Manifest) -> None:
-    """Raises UserError for a name that neither JSON nor Parquet can hold."""
-    for video in manifest.videos:
-        try:
-            str(video.path).encode()
-        except UnicodeEncodeError:
-            shown = str(video.path).encode(errors="backslashreplace").decode()
-            raise UserError(
-                f"{shown}: the name is not UTF-8, and a table holds no other; rename the file"
-            ) from None
 
 
 def _size(video: Video) -> int:
