@@ -714,8 +714,9 @@ def test_killed_while_files_take_their_places(videos, tmp_path, monkeypatch, kep
         assert {f.name for f in out.iterdir()} == {*names, "embeddings.json"}
 
 
+WATCHED = Path(__file__).parents[1] / "benchmarks"  # memory is measured there too
 MEMORY = """
-import sys, threading, time, tracemalloc
+import sys
 from pathlib import Path
 import torch
 from tubelet.data.manifest import Manifest, Video
@@ -723,18 +724,8 @@ from tubelet.embed.embed import embed
 from tubelet.export.geometry import Geometry
 from tubelet.export.weights import Encoder, digest
 from tubelet.nn.pixels import Pixels
+from watched import watching
 torch.set_num_threads(1)
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
-
-peak, over = 0, False
-def watch():
-    global peak
-    while not over:
-        peak = max(peak, anonymous())
-        time.sleep(0.005)
 
 model = Pixels(cells=1)
 enc = Encoder(model, Geometry(16, frame_step=2, crop_size=64), "pixels", digest(model))
@@ -744,11 +735,9 @@ def run(name):
     return embed(enc, clips, out, stride="16", batch_size=4, workers=1, progress=False)
 short, long = sys.argv[1:]
 run(short)
-threading.Thread(target=watch, daemon=True).start()
-before = anonymous()
-found = run(long)
-over = True
-print(len(found), peak - before)
+with watching(every=0.005) as seen:
+    found = run(long)
+print(len(found), max(seen) - seen[0])
 """
 
 
@@ -776,6 +765,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
     write_long(tmp_path / "long.avi", 20_000)
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "short.avi"), str(tmp_path / "long.avi")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(WATCHED), *filter(None, sys.path)])},
         capture_output=True,
         text=True,
     )

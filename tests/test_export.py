@@ -42,6 +42,12 @@ GEOMETRY = Geometry(frames=8, fps=5.0, crop_size=16, mean=(0.5, 0.4, 0.3), std=(
 LICENCE, SOURCE = "CC-BY-NC-4.0", "somewhere/vitl.pt"
 
 
+def onnx_runs() -> Any:
+    """onnxruntime; the test is skipped where it, or what torch writes ONNX with, is not installed."""
+    pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    return pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+
+
 def encoder(positions: Positions | None = None, heads: int = 2, **changes: Any) -> Encoder:
     """Three blocks of 48 channels, weights far from initialisation: no bias or norm can hide."""
     torch.manual_seed(0)
@@ -681,8 +687,7 @@ def test_pt2_takes_any_batch_and_length(programs: tuple[Encoder, Path]) -> None:
 
 @torch.no_grad()
 def test_onnx_takes_any_batch_and_length(programs: tuple[Encoder, Path]) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
-    pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    onnxruntime = onnx_runs()
     one, folder = programs
     done = export(one, folder / "onnx", "onnx")
     assert 0 < done.difference < 1e-4
@@ -821,8 +826,7 @@ def test_a_full_disk_ends_in_one_line(
 ) -> None:
     """The file lies on a disk that is full: whichever library writes it meets what it would meet there."""
     if to == "onnx":
-        pytest.importorskip("onnxruntime", reason="the export extra is not installed")
-        pytest.importorskip("onnxscript", reason="the export extra is not installed")
+        onnx_runs()
     write = save.WRITERS[to]
 
     def full(one: Encoder, model: ViT, draft: Path, story: Story) -> check.Written:
@@ -952,8 +956,7 @@ def test_no_path_of_this_machine_leaves_it(
 ) -> None:
     """Neither what the provenance has of them, which our own folder keeps, nor what libraries note of the code's."""
     if to == "onnx":
-        pytest.importorskip("onnxruntime", reason="the export extra is not installed")
-        pytest.importorskip("onnxscript", reason="the export extra is not installed")
+        onnx_runs()
     elif to == "hf":
         request.getfixturevalue("transformers")
     one, source = encoder(positions), Path(save.__file__).parents[2]

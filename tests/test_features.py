@@ -289,39 +289,27 @@ def test_a_lock_that_was_given_up_lets_in_one_at_a_time(tmp_path):
     assert most == 1 and not (tmp_path / "a.lock").exists()
 
 
+WATCHED = Path(__file__).parents[1] / "benchmarks"  # memory is measured there too
 MEMORY = """
-import sys, threading, time
 import numpy as np
 from pathlib import Path
+from watched import watching
 from tubelet.data.manifest import Video
 from tubelet.evaluate.features import extract
 from tubelet.export.weights import Encoder, Geometry, digest
 from tubelet.nn.pixels import Pixels
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
-
-peak, over = 0, False
-def watch():
-    global peak
-    while not over:
-        peak = max(peak, anonymous())
-        time.sleep(0.005)
 
 model = Pixels(cells=16)  # every pixel
 enc = Encoder(model, Geometry(16, frame_step=1, crop_size=128), "pixels", digest(model))
 videos = [Video(Path({video!r}), start=i / 1000, end=1.7 + i / 1000) for i in range({rows})]
 some = dict(cache={cache!r}, frame_cache=Path({frames!r}), pool="none", batch_size=4, workers=1, progress=False)
 extract(enc, videos[:8], **some).tokens(np.arange(8))  # libraries and their pools are loaded now
-threading.Thread(target=watch, daemon=True).start()
-before = anonymous()
-found = extract(enc, videos, **some)
-total = 0.0
-for rows in np.array_split(np.random.default_rng(0).permutation(len(videos)), len(videos) // 4):
-    total += found.tokens(rows).mean().item()  # an epoch of an attentive probe
-over = True
-print(found.tables[0].nbytes, peak - before, total)
+with watching(every=0.005) as seen:
+    found = extract(enc, videos, **some)
+    total = 0.0
+    for rows in np.array_split(np.random.default_rng(0).permutation(len(videos)), len(videos) // 4):
+        total += found.tokens(rows).mean().item()  # an epoch of an attentive probe
+print(found.tables[0].nbytes, max(seen) - seen[0], total)
 """
 
 
@@ -332,7 +320,7 @@ def test_memory_is_a_batch_however_large_the_table(tmp_path):
     code = MEMORY.format(
         video=str(video), cache=str(tmp_path / "cache"), frames=str(tmp_path / "frames"), rows=200
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(WATCHED), *filter(None, sys.path)])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table, growth, _ = map(float, done.stdout.split())

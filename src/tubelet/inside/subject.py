@@ -43,10 +43,9 @@ def read_subjects(
     """Loads the encoders ``specs`` names.
 
     names: what to call them (default: their own names, or how they were called where two would be the same). layers: to
-    be looked at (default: all, the embedding too). allow_partial, heads: as for `load_encoder`,
-    of those that are published weights. Raises UserError for a
-    number of names that is not that of encoders, for an encoder that is named twice, and for a layer that one of them
-    has not.
+    be looked at (default: all, the embedding too). allow_partial, heads: as for `load_encoder`, of those that are
+    published weights. Raises UserError for a number of names that is not that of encoders, for an encoder that is named
+    twice, and for a layer that one of them has not.
     """
     if names is not None and len(names) != len(specs):
         raise UserError(f"names={','.join(names)}: {len(names)} names for {len(specs)} encoders")

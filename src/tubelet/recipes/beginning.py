@@ -13,6 +13,12 @@ from tubelet.recipes.knobs import Knobs
 from tubelet.train.checkpoint import found, read_state
 
 
+def taken_up(knobs: Knobs) -> Path | None:
+    """The checkpoint that a resumed run goes on from; None for a run that starts now."""
+    kept = found(Path(knobs.out) / "checkpoints") if knobs.resume else []
+    return kept[-1] if kept else None
+
+
 def read_source(knobs: Knobs) -> Encoder:
     """The encoder ``init_from``: its own architecture holds, and knobs that contradict it are refused.
 
@@ -21,12 +27,11 @@ def read_source(knobs: Knobs) -> Encoder:
     """
     assert knobs.init_from is not None
     patch = (knobs.tubelet_size, knobs.patch_size, knobs.patch_size)
-    kept = found(Path(knobs.out) / "checkpoints") if knobs.resume else []
-    if kept:
+    if (kept := taken_up(knobs)) is not None:
         try:
-            encoder = load_encoder(kept[-1] / "encoder")
+            encoder = load_encoder(kept / "encoder")
         except UserError:
-            read_state(kept[-1])  # of a damaged checkpoint it knows the cure
+            read_state(kept)  # of a damaged checkpoint it knows the cure
             raise
     else:
         encoder = load_encoder(

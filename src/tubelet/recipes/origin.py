@@ -9,8 +9,8 @@ from typing import Any
 
 from tubelet.export.weights import UNTRAINED, load_encoder
 from tubelet.files import read_json
+from tubelet.recipes.beginning import taken_up
 from tubelet.recipes.knobs import Knobs
-from tubelet.train.checkpoint import found
 
 OWN = "yours: trained from scratch"
 UNKNOWN = "unknown"
@@ -33,9 +33,8 @@ def origin(
     source, teacher: provenance of the encoder of ``init_from``, and of a finished one whose latents are predicted.
     """
     given = {} if knobs.licence is None else {"licence": knobs.licence}
-    kept = found(Path(knobs.out) / "checkpoints") if knobs.resume else []
-    if kept:
-        about = read_json(kept[-1] / "encoder" / "encoder.json")["provenance"]
+    if (kept := taken_up(knobs)) is not None:
+        about = read_json(kept / "encoder" / "encoder.json")["provenance"]
         return {**{name: about[name] for name in SAID if name in about}, **given}
     began = _somebodys(source if knobs.branch_from is None else _branched(Path(knobs.branch_from)))
     teacher = _somebodys(teacher)

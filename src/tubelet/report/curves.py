@@ -22,8 +22,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 COLOURS = [f"#0a0b{place:02x}" for place in range(1, 8)]
 DASHES = ["-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)), "-", (0, (5, 1.6)), (0, (1.4, 1.4))]
 # a marker, and the same as a letter, filled and hollow
-MARKS = [("o", "●", "○"), ("s", "■", "□"), ("D", "◆", "◇"), ("^", "▲", "△"), ("v", "▼", "▽"), ("<", "◀", "◁")]
-MARKS += [(">", "▶", "▷")]
+MARKS = list(zip("osD^v<>", "●■◆▲▼◀▶", "○□◇△▽◁▷", strict=True))
 INK, SOFT, LINE, PAPER = "#0a0c01", "#0a0c02", "#0a0c03", "#0a0c04"
 _REPLACE = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
     colour: f"var(--c{place})" for place, colour in enumerate(COLOURS, 1)
