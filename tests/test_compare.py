@@ -25,8 +25,8 @@ from tubelet.compare.studies import STUDIES
 from tubelet.compare.studies.salt_teacher import narrower
 from tubelet.compare.studies.study import Ask
 from tubelet.errors import UserError
+from tubelet.quiet import quietly
 from tubelet.recipes import run_recipe
-from tubelet.recipes.quiet import quietly
 from tubelet.recipes.run import Planned
 
 SMALL = "--frames 4 --frame-step 1 --crop-size 32 --patch-size 16 --batch-size 2 --workers 0 --device cpu --threads 1"

@@ -21,10 +21,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # What each part may import beside itself. A name with a dot is that one module, without its neighbours.
 # The roots `errors` (the exception meant for people) and `files` (whole or absent) are allowed to all parts
 # that report or write; `types` stands on nothing.
-ROOTS = {"errors", "files"}
+ROOTS = {"errors", "files", "quiet"}
 BELOW = {"types", "tensors", "masks", "nn", "data", "methods", "train", "evaluate", "analysis", "export"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "quiet": set(),
     "types": set(),
     "tensors": set(),
     "files": {"errors"},

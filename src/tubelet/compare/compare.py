@@ -19,9 +19,9 @@ from tubelet.evaluate.score import KINDS, Kind
 from tubelet.evaluate.tasks import TRAIN
 from tubelet.evaluate.tasks import Task as Judged
 from tubelet.evaluate.values import RealTask
+from tubelet.quiet import quietly
 from tubelet.recipes import find_recipe, own_knobs, run_recipe
 from tubelet.recipes.knobs import about_knobs
-from tubelet.recipes.quiet import quietly
 from tubelet.recipes.words import read_word
 from tubelet.report.comparison import comparison_report
 

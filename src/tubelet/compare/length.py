@@ -14,9 +14,9 @@ from tubelet.errors import UserError
 from tubelet.export.weights import Geometry, save_encoder
 from tubelet.nn.tokens import build_positions
 from tubelet.nn.vit import ViT, build_vit
+from tubelet.quiet import quietly
 from tubelet.recipes import run_recipe
 from tubelet.recipes.knobs import Knobs
-from tubelet.recipes.quiet import quietly
 from tubelet.recipes.run import Planned
 
 FIRST_GUESS = 100  # steps of the dry run that a budget is first divided by

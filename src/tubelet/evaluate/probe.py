@@ -135,9 +135,8 @@ def probe(
         label, folds, _amounts(labels, per_class), draws, unlabelled, settings, tuning, seed, notes
     )
     manifest = read_manifest(data)
-    check_folds(
-        judging.task(manifest, kind), folds, seed
-    )  # mistakes in the labels come before hours of extraction
+    # mistakes in the labels come before hours of extraction
+    check_folds(judging.task(manifest, kind), folds, seed)
     features = extract(
         encoder,
         manifest.videos,

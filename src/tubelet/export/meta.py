@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +17,7 @@ from tubelet.files import writing
 from tubelet.nn.published import VJEPA2
 from tubelet.nn.tokens import Rotary, name_positions
 from tubelet.nn.vit import ViT
+from tubelet.quiet import muted
 
 FILE = "encoder.pt"
 
@@ -44,17 +42,6 @@ def write_vjepa2(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Wri
     told = [f'"encoder" and "target_encoder" in {FILE} are both this encoder; there is no predictor']
     if VJEPA2.heads.get((model.dim, model.depth)) != model.heads:
         told.append(f"other programs have to be told that it has {model.heads} heads: no tensor shows it")
-    with _silent():  # of a draft that gets another name there is nothing to say
+    with muted("tubelet"):  # of a draft that gets another name there is nothing to say
         again = load_encoder(draft / FILE)
     return Written(again.model, exact=True, told=tuple(told))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    log = logging.getLogger("tubelet")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

@@ -21,6 +21,7 @@ from tubelet.export.story import Story
 from tubelet.export.weights import Encoder
 from tubelet.files import writing
 from tubelet.nn.vit import ViT
+from tubelet.quiet import muted
 
 INPUT, OUTPUT = "clip", "tokens"
 
@@ -74,17 +75,10 @@ def write_onnx(encoder: Encoder, model: ViT, draft: Path, story: Story) -> Writt
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the libraries say of their own workings: pages of it, and nothing for whoever exports."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    talkers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    with muted(*talkers, level=logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _traced(encoder: Encoder, model: ViT) -> ExportedProgram:

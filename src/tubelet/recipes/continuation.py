@@ -18,10 +18,10 @@ from tubelet.files import read_json
 from tubelet.methods.method import Method
 from tubelet.nn.tokens import name_positions
 from tubelet.nn.vit import ViT
+from tubelet.quiet import quietly
 from tubelet.recipes import own_knobs, run_recipe
 from tubelet.recipes.fit import Fit
 from tubelet.recipes.knobs import Knobs
-from tubelet.recipes.quiet import quietly
 from tubelet.recipes.run import saved_config, write_config
 from tubelet.train import checkpoint
 from tubelet.types import Grid, Moment

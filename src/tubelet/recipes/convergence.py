@@ -7,7 +7,6 @@ settled. The grid's cells are runs in OUT/cells; what is finished there is never
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -25,6 +24,7 @@ from rich.table import Table
 from tubelet.analysis.convergence import Continuation, ConvergenceMap
 from tubelet.errors import UserError
 from tubelet.files import read_json, write_json
+from tubelet.quiet import muted
 from tubelet.recipes import run_recipe
 from tubelet.recipes.continuation import Base, continuation, prices, read_base, resolved, where
 from tubelet.recipes.run import saved_config
@@ -34,7 +34,6 @@ from tubelet.train import checkpoint
 from tubelet.train.report import duration, read_metrics
 from tubelet.train.signals import Stopped
 
-log = logging.getLogger("tubelet")
 MOST = 6  # blocks up to which every depth is tried if none were named; of more, the quarters
 _CELL = re.compile(r"step-(\d+)-layers-(\d+)")
 # recipes whose target moves with the encoder (layerlock's does not where it is pixels)
@@ -236,7 +235,7 @@ def read_map(base: Base, out: Path, window: Window, tolerance: float) -> Converg
 
 def _train(base: Base, todo: Agenda, data: str | None, device: str | None, console: Console) -> None:
     """The open cells one after the other; of each that is finished, only what was measured stays."""
-    began, level = time.perf_counter(), log.level
+    began = time.perf_counter()
     for cell in todo.cells:
         if cell.done:  # and killed before it was cleared
             _clear(cell.folder)
@@ -255,14 +254,12 @@ def _train(base: Base, todo: Agenda, data: str | None, device: str | None, conso
         given = continuation(base, cell.step, cell.layers, cell.folder)
         if checkpoint.found(cell.folder / "checkpoints"):
             given = {"out": str(cell.folder), "resume": True}  # its other knobs are in its config.yaml
-        log.setLevel(logging.WARNING)  # of its end, which speaks of encoders that do not stay
         try:
-            run_recipe(base.recipe, **{**given, **where(data, device)})
+            with muted("tubelet"):  # of its end, which speaks of encoders that do not stay
+                run_recipe(base.recipe, **{**given, **where(data, device)})
         except Stopped:
             console.print("the same command goes on from there")
             raise
-        finally:
-            log.setLevel(level)
         _clear(cell.folder)
 
 
